@@ -1,0 +1,1 @@
+"""The pure scheduling core: state, events, actions, mechanics. No clock, no I/O."""

@@ -1,0 +1,209 @@
+"""What happened. A closed union; every event carries ``at`` in integer microseconds.
+
+Hosts make events and pass them to ``Scheduler.handle`` in time order. Token counts may be estimates
+where a host cannot know better (a gateway before the engine has answered).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineUp:
+    """An engine joined, or came back empty after ``EngineDown``, or ends its draining."""
+
+    at: int
+    engine: str
+    kv_capacity_tokens: int
+    max_num_seqs: int = 256
+    prefill_us_per_token: float = 250.0
+    """GPU time of one uncached prompt token; what service is charged by."""
+    decode_us_per_token: float = 2_500.0
+    """GPU time of one generated token at the engine's usual batch size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineDown:
+    """An engine and its KV are gone; what ran there is queued again."""
+
+    at: int
+    engine: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineDraining:
+    """An engine finishes what it runs and gets nothing new."""
+
+    at: int
+    engine: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReport:
+    """An engine's own word on its KV memory in use, measured ``age_us`` before ``at``."""
+
+    at: int
+    engine: str
+    kv_used_fraction: float
+    age_us: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlocksStored:
+    """KV of a session became resident on an engine; ``num_tokens`` is its new total there."""
+
+    at: int
+    engine: str
+    session: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlocksRemoved:
+    """KV of a session was evicted; ``num_tokens`` is what remains there."""
+
+    at: int
+    engine: str
+    session: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowSubmitted:
+    """A workflow exists from now on; its TCT starts with its first request."""
+
+    at: int
+    workflow: str
+    tenant: str
+    agent_type: str = "agent"
+    weight: float = 1.0
+    """The tenant's weight; the last one told counts."""
+    deadline: int | None = None
+    """Absolute time; None lets the fairness policy derive one."""
+    mean_steps: float | None = None
+    """Declared mean number of steps of this agent type, if the client declares its graph."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowDone:
+    """The last response was delivered; everything the scheduler holds for it goes."""
+
+    at: int
+    workflow: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOpened:
+    at: int
+    session: str
+    workflow: str
+    parent: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionClosed:
+    """No further request of this session will come."""
+
+    at: int
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestArrived:
+    at: int
+    request: str
+    session: str
+    prompt_tokens: int
+    expected_output_tokens: int | None = None
+    """None: the agent type's mean is used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestStarted:
+    """The engine accepted the request into its batch: the session's home is there from now on."""
+
+    at: int
+    request: str
+    cached_tokens: int = 0
+    """Prompt tokens that were not computed again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFirstToken:
+    at: int
+    request: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFinished:
+    at: int
+    request: str
+    output_tokens: int
+    cached_tokens: int | None = None
+    """Corrects what ``RequestStarted`` said, where only the end of a response tells."""
+    tool: str | None = None
+    """The tool that the response calls; None when it calls none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFailed:
+    """The engine could not serve the request; ``retry`` puts it back into the queue."""
+
+    at: int
+    request: str
+    reason: str
+    retry: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestCancelled:
+    """The client went away."""
+
+    at: int
+    request: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolStarted:
+    """A client that tells: the tool after the session's last step runs from now on."""
+
+    at: int
+    session: str
+    tool: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolFinished:
+    at: int
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """A wake-up that was asked for with ``WakeAt``, or any other reason to look again."""
+
+    at: int
+
+
+Event = (
+    EngineUp
+    | EngineDown
+    | EngineDraining
+    | EngineReport
+    | BlocksStored
+    | BlocksRemoved
+    | WorkflowSubmitted
+    | WorkflowDone
+    | SessionOpened
+    | SessionClosed
+    | RequestArrived
+    | RequestStarted
+    | RequestFirstToken
+    | RequestFinished
+    | RequestFailed
+    | RequestCancelled
+    | ToolStarted
+    | ToolFinished
+    | Tick
+)

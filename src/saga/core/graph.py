@@ -1,0 +1,154 @@
+"""Agent execution graphs: what a workflow of this type does next, learned from its steps.
+
+Nodes are steps labelled by the tool they call, edges carry transition counts, and every node keeps
+the mean tokens it adds (paper section 3: G = (V, E, P, phi)). A client may declare an agent type's
+mean number of steps; then the linear ReAct chain with ``p_term = 1 / mean_steps`` holds until
+enough sessions have been seen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+
+from saga.core.forecast import NO_TOOL
+
+END = "<end>"
+OTHER = "<other>"
+
+
+@dataclass(slots=True)
+class Mean:
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float) -> None:
+        self.total += value
+        self.count += 1
+
+    def value(self, default: float) -> float:
+        return self.total / self.count if self.count else default
+
+
+@dataclass(slots=True)
+class Node:
+    """A step that called one tool: what followed, and how many tokens it brought."""
+
+    successors: Counter[str] = field(default_factory=Counter)
+    num_left: int = 0
+    observation_tokens: Mean = field(default_factory=Mean)
+    """New prompt tokens of the step that follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemainingWork:
+    """Expected, from the current step on."""
+
+    steps: float
+    new_tokens: float
+    output_tokens: float
+
+
+@dataclass(slots=True)
+class AgentExecutionGraph:
+    """What sessions of one agent type do. Bounded: rare tools share one node."""
+
+    min_sessions: int = 30
+    """Sessions to see before learned probabilities are used (paper section 3.4)."""
+    max_nodes: int = 64
+    nodes: dict[str, Node] = field(default_factory=dict)
+    num_sessions: int = 0
+    steps: Mean = field(default_factory=Mean)
+    output_tokens: Mean = field(default_factory=Mean)
+    new_tokens: Mean = field(default_factory=Mean)
+    ideal_us: Mean = field(default_factory=Mean)
+    """GPU time plus return times of finished workflows: their TCT without any queueing."""
+
+    def observe_step(self, before: str | None, after: str | None, *, new_tokens: int) -> None:
+        """A session went from a step that called ``before`` to the next, which called ``after``."""
+        node = self._node(before)
+        node.successors[self._label(after)] += 1
+        node.num_left += 1
+        node.observation_tokens.add(new_tokens)
+        self.new_tokens.add(new_tokens)
+
+    def observe_end(self, last: str | None, num_steps: int) -> None:
+        node = self._node(last)
+        node.successors[END] += 1
+        node.num_left += 1
+        self.num_sessions += 1
+        self.steps.add(num_steps)
+
+    def p_continue(self, label: str | None, declared_steps: float | None = None) -> float | None:
+        """Chance that another step follows; None while nothing is declared or learned."""
+        if self.num_sessions >= self.min_sessions:
+            node = self.nodes.get(self._label(label))
+            if node is not None and node.num_left:
+                return 1.0 - node.successors[END] / node.num_left
+            return 1.0 - 1.0 / max(1.0, self.steps.value(1.0))
+        if declared_steps is not None:
+            return 1.0 - 1.0 / max(1.0, declared_steps)
+        return None
+
+    def next_label(self, label: str | None, *, min_probability: float = 0.7) -> str | None:
+        """The most likely next step, if its edge is sure enough (theta_conf, paper section 3.4)."""
+        node = self.nodes.get(self._label(label))
+        if node is None or self.num_sessions < self.min_sessions:
+            return None
+        best, count = max(node.successors.items(), key=lambda item: (item[1], item[0]))
+        return best if count >= min_probability * node.num_left else None
+
+    def p_reuse(
+        self, label: str | None, cached_tokens: int, declared_steps: float | None = None
+    ) -> float | None:
+        """Eq. 4 and 5: chance of another step times the overlap of its prompt with the cache.
+
+        Edges below theta_conf name no next step, yet some step follows: their mass counts here.
+        """
+        p = self.p_continue(label, declared_steps)
+        if p is None:
+            return None
+        node = self.nodes.get(self._label(label))
+        expected = node.observation_tokens if node is not None else self.new_tokens
+        total = cached_tokens + expected.value(0.0)
+        return p * cached_tokens / total if total else 0.0
+
+    def remaining(
+        self, label: str | None, declared_steps: float | None = None, *, max_depth: int = 64
+    ) -> RemainingWork:
+        """Expected steps and tokens still to come: the geometric walk, cut at ``max_depth``."""
+        p = self.p_continue(label, declared_steps)
+        if p is None:
+            p = 1.0 - 1.0 / max(1.0, self.steps.value(10.0))
+        steps = float(max_depth) if p >= 1.0 else p * (1.0 - p**max_depth) / (1.0 - p)
+        return RemainingWork(
+            steps, steps * self.new_tokens.value(400.0), steps * self.output_tokens.value(200.0)
+        )
+
+    def _label(self, label: str | None) -> str:
+        label = label or NO_TOOL
+        return label if label in self.nodes or len(self.nodes) < self.max_nodes else OTHER
+
+    def _node(self, label: str | None) -> Node:
+        return self.nodes.setdefault(self._label(label), Node())
+
+
+class GraphStore:
+    """One graph per agent type, the least recently used forgotten."""
+
+    def __init__(self, max_types: int = 1024) -> None:
+        self._graphs: OrderedDict[str, AgentExecutionGraph] = OrderedDict()
+        self._max_types = max_types
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def __getitem__(self, agent_type: str) -> AgentExecutionGraph:
+        graph = self._graphs.get(agent_type)
+        if graph is None:
+            graph = self._graphs[agent_type] = AgentExecutionGraph()
+            if len(self._graphs) > self._max_types:
+                self._graphs.popitem(last=False)
+        else:
+            self._graphs.move_to_end(agent_type)
+        return graph

@@ -1,0 +1,229 @@
+"""The scheduler's state: requests, sessions, workflows, tenants, engines. States are tables.
+
+Everything here is plain data. ``Scheduler`` is the only writer; policies see the same objects
+through the read-only Protocols of ``policy``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from saga.core.errors import LifecycleError
+
+
+class RequestState(StrEnum):
+    QUEUED = "queued"
+    """Held by the scheduler: for admission, for an engine, or for room on one."""
+    DISPATCHED = "dispatched"
+    """Sent to an engine and not yet in its batch."""
+    RUNNING = "running"
+    FINISHED = "finished"
+    REJECTED = "rejected"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+REQUEST_MOVES: dict[RequestState, frozenset[RequestState]] = {
+    RequestState.QUEUED: frozenset(
+        {RequestState.DISPATCHED, RequestState.REJECTED, RequestState.CANCELLED}
+    ),
+    RequestState.DISPATCHED: frozenset(
+        {RequestState.RUNNING, RequestState.QUEUED, RequestState.CANCELLED, RequestState.FAILED}
+    ),
+    RequestState.RUNNING: frozenset(
+        {
+            RequestState.DISPATCHED,
+            RequestState.QUEUED,
+            RequestState.FINISHED,
+            RequestState.CANCELLED,
+            RequestState.FAILED,
+        }
+    ),
+    RequestState.FINISHED: frozenset(),
+    RequestState.REJECTED: frozenset(),
+    RequestState.CANCELLED: frozenset(),
+    RequestState.FAILED: frozenset(),
+}
+"""Legal moves. DISPATCHED -> QUEUED and RUNNING -> QUEUED: the engine was lost or gave it back;
+RUNNING -> DISPATCHED: preempted."""
+
+
+class SessionState(StrEnum):
+    WAITING = "waiting"
+    REASONING = "reasoning"
+    ACTING = "acting"
+    DONE = "done"
+
+
+SESSION_MOVES: dict[SessionState, frozenset[SessionState]] = {
+    SessionState.WAITING: frozenset(
+        {SessionState.REASONING, SessionState.ACTING, SessionState.DONE}
+    ),
+    SessionState.REASONING: frozenset(
+        {SessionState.ACTING, SessionState.WAITING, SessionState.DONE}
+    ),
+    SessionState.ACTING: frozenset({SessionState.WAITING, SessionState.DONE}),
+    SessionState.DONE: frozenset(),
+}
+"""Legal moves. WAITING -> ACTING: its queued request was rejected or cancelled."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Tenant:
+    id: str
+    weight: float = 1.0
+    workflows: set[str] = field(default_factory=set)
+    service_us: float = 0.0
+    """GPU time charged so far, at dispatch by forecast and corrected when a request ends."""
+    num_queued: int = 0
+    virtual_time: float = 0.0
+    """This and the following are written by ``fairness`` only. Never decreases."""
+    credit_us: float = 0.0
+    """GPU time charged in excess, to be used up before the virtual time advances again."""
+    urgency: float = 0.0
+    """Sum over its workflows."""
+    share: float = 1.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Workflow:
+    id: str
+    tenant: Tenant
+    agent_type: str
+    submitted: int
+    deadline: int | None = None
+    mean_steps: float | None = None
+    admitted: bool = False
+    sessions: dict[str, Session] = field(default_factory=dict)
+    service_us: float = 0.0
+    """GPU time attained."""
+    gap_us: int = 0
+    """Return times of the sessions summed up."""
+    num_steps: int = 0
+    urgency: float = 0.0
+    urgency_at: int = -1
+    """When it was last asked for."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    id: str
+    workflow: Workflow
+    parent: str | None = None
+    state: SessionState = SessionState.ACTING
+    home: Engine | None = None
+    """The engine that last accepted one of its requests; its KV is there if anywhere."""
+    assigned: Engine | None = None
+    """Where its KV is or will be: whose working set it counts in."""
+    committed_tokens: int = 0
+    """What it counts there."""
+    resident_tokens: int = 0
+    """KV tokens on ``home``, as far as the scheduler was told."""
+    context_tokens: int = 0
+    """Prompt and output of its last step, or the prompt of the one under way."""
+    num_steps: int = 0
+    tool: str | None = None
+    acting_since: int = 0
+    retained: bool = False
+    """Whether the engine was asked to retain its KV and the session has not run since."""
+    num_prefetches: int = 0
+    """Prefetches asked for in the current gap."""
+    requests: dict[str, Request] = field(default_factory=dict)
+    """Its unfinished requests."""
+
+    def move(self, state: SessionState) -> None:
+        if state is self.state:
+            return
+        if state not in SESSION_MOVES[self.state]:
+            raise LifecycleError(f"session {self.id!r}: {self.state} -> {state} is not a move")
+        self.state = state
+
+
+@dataclass(slots=True, kw_only=True)
+class Request:
+    id: str
+    session: Session
+    arrived: int
+    prompt_tokens: int
+    expected_output_tokens: int
+    state: RequestState = RequestState.QUEUED
+    engine: Engine | None = None
+    """Whose queue it is in, or where it was sent."""
+    dispatched: int | None = None
+    started: int | None = None
+    cached_tokens: int = 0
+    charged_us: float = 0.0
+    """GPU time charged at dispatch, replaced by the real one at the end."""
+    move_kv: bool = False
+    """Whether its session's KV should follow it to ``engine``."""
+    reason: str = ""
+    """Why it waits or why it went where it is."""
+
+    def move(self, state: RequestState) -> None:
+        if state not in REQUEST_MOVES[self.state]:
+            raise LifecycleError(f"request {self.id!r}: {self.state} -> {state} is not a move")
+        self.state = state
+
+
+@dataclass(slots=True, kw_only=True)
+class Engine:
+    id: str
+    kv_capacity_tokens: int
+    max_num_seqs: int
+    prefill_us_per_token: float
+    decode_us_per_token: float
+    draining: bool = False
+    num_waiting: int = 0
+    """Dispatched and not started, counted by the scheduler itself."""
+    num_running: int = 0
+    num_queued: int = 0
+    """In the scheduler's queue for this engine."""
+    committed_tokens: int = 0
+    """Working set: context of every unfinished session assigned here."""
+    num_sessions: int = 0
+    """Unfinished sessions assigned here."""
+    resident_tokens: int = 0
+    """KV here of unfinished sessions, as far as the scheduler was told."""
+    idle_since: int | None = 0
+    """Since when it has neither queued nor dispatched work; None while it has."""
+    preempt_checked: int = -1
+    """Epoch in which the fairness policy was last asked for a preemption here."""
+    kv_used_fraction: float | None = None
+    """The engine's own last word, if it reports."""
+    reported: int = 0
+    """When that was true."""
+    requests: dict[str, Request] = field(default_factory=dict)
+    """Dispatched or running here."""
+
+    @property
+    def memory_pressure(self) -> float:
+        """Share of the KV memory that unfinished sessions occupy, 0 to 1."""
+        return min(1.0, self.resident_tokens / self.kv_capacity_tokens)
+
+    def cost_us(self, uncached_tokens: int, output_tokens: int) -> float:
+        """GPU time of a request on this engine."""
+        return (
+            uncached_tokens * self.prefill_us_per_token + output_tokens * self.decode_us_per_token
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class ClusterState:
+    now: int = 0
+    engines: dict[str, Engine] = field(default_factory=dict)
+    tenants: dict[str, Tenant] = field(default_factory=dict)
+    workflows: dict[str, Workflow] = field(default_factory=dict)
+    sessions: dict[str, Session] = field(default_factory=dict)
+    requests: dict[str, Request] = field(default_factory=dict)
+    num_arrived: int = 0
+    num_ended: Counter[RequestState] = field(default_factory=Counter)
+    """By final state."""
+    num_epochs: int = 0
+    num_steals: int = 0
+
+    @property
+    def open_engines(self) -> list[Engine]:
+        """Engines that may be given work."""
+        return [engine for engine in self.engines.values() if not engine.draining]

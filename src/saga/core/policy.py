@@ -1,0 +1,347 @@
+"""The policy Protocols, each one question, the read-only views they get, and their bundle.
+
+A policy is a frozen dataclass whose fields are its parameters. It may look at everything a view
+shows and touch nothing; it has no memory and no chance of its own (``tie_break`` is the only dice).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from zlib import crc32
+
+from saga.core.cache import EvictionPolicy
+from saga.core.forecast import ReturnTimes
+from saga.core.graph import GraphStore, RemainingWork
+from saga.core.model import SessionState
+
+
+class TenantView(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def service_us(self) -> float: ...
+
+
+class WorkflowView(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def tenant(self) -> TenantView: ...
+    @property
+    def agent_type(self) -> str: ...
+    @property
+    def submitted(self) -> int: ...
+    @property
+    def deadline(self) -> int | None: ...
+    @property
+    def mean_steps(self) -> float | None: ...
+    @property
+    def sessions(self) -> Mapping[str, SessionView]: ...
+    @property
+    def service_us(self) -> float: ...
+    @property
+    def num_steps(self) -> int: ...
+
+
+class SessionView(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def workflow(self) -> WorkflowView: ...
+    @property
+    def state(self) -> SessionState: ...
+    @property
+    def home(self) -> EngineView | None: ...
+    @property
+    def assigned(self) -> EngineView | None: ...
+    @property
+    def resident_tokens(self) -> int: ...
+    @property
+    def context_tokens(self) -> int: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def tool(self) -> str | None: ...
+    @property
+    def acting_since(self) -> int: ...
+    @property
+    def num_prefetches(self) -> int: ...
+
+
+class RequestView(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def session(self) -> SessionView: ...
+    @property
+    def arrived(self) -> int: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def expected_output_tokens(self) -> int: ...
+    @property
+    def dispatched(self) -> int | None: ...
+
+
+class EngineView(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def kv_capacity_tokens(self) -> int: ...
+    @property
+    def max_num_seqs(self) -> int: ...
+    @property
+    def num_waiting(self) -> int: ...
+    @property
+    def num_running(self) -> int: ...
+    @property
+    def num_queued(self) -> int: ...
+    @property
+    def committed_tokens(self) -> int: ...
+    @property
+    def num_sessions(self) -> int: ...
+    @property
+    def resident_tokens(self) -> int: ...
+    @property
+    def memory_pressure(self) -> float: ...
+    @property
+    def idle_since(self) -> int | None: ...
+    @property
+    def draining(self) -> bool: ...
+    def cost_us(self, uncached_tokens: int, output_tokens: int) -> float: ...
+
+
+class ClusterView(Protocol):
+    """The whole cluster, as of ``now``."""
+
+    @property
+    def now(self) -> int: ...
+    @property
+    def num_epochs(self) -> int: ...
+    @property
+    def num_arrived(self) -> int: ...
+    @property
+    def engines(self) -> Sequence[EngineView]:
+        """Those that may be given work."""
+        ...
+
+    @property
+    def return_times(self) -> ReturnTimes: ...
+    @property
+    def graphs(self) -> GraphStore: ...
+    def oldest_queued(self, engine: EngineView) -> RequestView | None:
+        """The request that has been longest in the scheduler's queue for this engine."""
+        ...
+
+    def acting_sessions(self, engine: EngineView) -> Iterator[SessionView]:
+        """Sessions at home there that are in a tool."""
+        ...
+
+    def share(self, tenant: TenantView) -> float:
+        """The tenant's present share, as the fairness policy has it; 1 without one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    engine: EngineView
+    reason: str
+    move_kv: bool = False
+    """Whether the session's KV should be copied there rather than computed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    admit: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Keep a session's idle KV until ``until``; ``score`` is its chance of reuse."""
+
+    until: int
+    score: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Steal:
+    request: RequestView
+    target: EngineView
+    reason: str
+
+
+class AdmissionPolicy(Protocol):
+    """May this workflow start now, given the KV working set?"""
+
+    def admit(self, request: RequestView, cluster: ClusterView) -> Verdict: ...
+
+
+class FairnessPolicy(Protocol):
+    """Which tenant goes next?
+
+    Tenants are served by start-time fair queueing: a tenant's virtual time advances by the GPU time
+    of what it is given, divided by its share, and the smallest virtual time goes next.
+    """
+
+    def urgency(self, workflow: WorkflowView, cluster: ClusterView) -> float:
+        """What one workflow adds to its tenant's urgency; asked anew every epoch."""
+        ...
+
+    def share(self, tenant: TenantView, urgency: float) -> float:
+        """The tenant's share, above 0, from the sum of its workflows' urgencies."""
+        ...
+
+    def preempt(
+        self, head: RequestView, running: Sequence[RequestView], cluster: ClusterView
+    ) -> RequestView | None:
+        """Which running request should give way to the head of its engine's queue, if any."""
+        ...
+
+
+class OrderingPolicy(Protocol):
+    """Which of its requests?"""
+
+    def key(self, request: RequestView, cluster: ClusterView) -> float:
+        """The smallest goes first; asked once, when the request is queued."""
+        ...
+
+
+class RoutingPolicy(Protocol):
+    """Which engine, if any yet?"""
+
+    def route(self, request: RequestView, cluster: ClusterView) -> Route | None:
+        """None: keep it queued, ask again next epoch. ``cluster.engines`` is never empty."""
+        ...
+
+
+class RetentionPolicy(Protocol):
+    """Which KV may not go yet, until when, at what score?"""
+
+    @property
+    def release_finished(self) -> bool:
+        """Whether KV that nobody will ask for again is freed at once."""
+        ...
+
+    @property
+    def protect_queued(self) -> bool:
+        """Whether KV of a session whose next request is here stays until that runs."""
+        ...
+
+    def hold(self, session: SessionView, cluster: ClusterView) -> Hold | None:
+        """Asked at the end of every step; None leaves the KV to the eviction policy."""
+        ...
+
+
+class OffloadPolicy(Protocol):
+    """Keep in GPU memory, move to host memory, or drop?"""
+
+    def offload_now(self, session: SessionView, cluster: ClusterView) -> bool:
+        """Whether to move the session's KV to host memory at the end of a step, ahead of need."""
+        ...
+
+    @property
+    def store(self) -> bool:
+        """Whether engines copy computed KV to host memory, where they have some."""
+        ...
+
+
+class StealingPolicy(Protocol):
+    """Which sessions should move?"""
+
+    def steals(self, cluster: ClusterView) -> Sequence[Steal]:
+        """Asked once per epoch while anything is queued."""
+        ...
+
+
+class PrefetchPolicy(Protocol):
+    """Whose KV should be ready before it is asked for?"""
+
+    def at(self, session: SessionView, cluster: ClusterView) -> int | None:
+        """When to prepare the KV of a session whose tool runs; asked at the start of the gap."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policies:
+    """Everything that a preset chooses."""
+
+    routing: RoutingPolicy
+    ordering: OrderingPolicy
+    eviction: EvictionPolicy
+    admission: AdmissionPolicy | None = None
+    fairness: FairnessPolicy | None = None
+    retention: RetentionPolicy | None = None
+    offload: OffloadPolicy | None = None
+    stealing: StealingPolicy | None = None
+    prefetch: PrefetchPolicy | None = None
+    max_waiting_per_engine: int | None = None
+    """Requests sent to an engine before it has started them; more wait in the scheduler, where they
+    can still be ordered and stolen. None: all are sent at once and the engine queues them."""
+    epoch_us: int = 100_000
+
+
+def tie_break(*names: object) -> int:
+    """A stateless die: the same names give the same number, on any machine and in any run."""
+    return crc32("/".join(map(str, names)).encode())
+
+
+def committed_load(engine: EngineView) -> float:
+    """KV working set over capacity."""
+    return engine.committed_tokens / engine.kv_capacity_tokens
+
+
+def session_load(engine: EngineView) -> float:
+    """Unfinished sessions that live there."""
+    return float(engine.num_sessions)
+
+
+def request_load(engine: EngineView) -> float:
+    """Requests queued for it or with it: what a load balancer without sessions sees."""
+    return float(engine.num_queued + engine.num_waiting + engine.num_running)
+
+
+def paper_load(engine: EngineView) -> float:
+    """0.5 utilisation + 0.5 memory pressure + 0.05 queue depth (the first author's code).
+
+    Utilisation is the batch's fill: a GPU with any work at all is always busy.
+    """
+    return (
+        0.5 * engine.num_running / engine.max_num_seqs
+        + 0.5 * engine.memory_pressure
+        + 0.05 * (engine.num_queued + engine.num_waiting)
+    )
+
+
+LOADS: Mapping[str, Callable[[EngineView], float]] = {
+    "committed": committed_load,
+    "sessions": session_load,
+    "requests": request_load,
+    "paper": paper_load,
+}
+
+
+def least_loaded(
+    engines: Sequence[EngineView], load: Callable[[EngineView], float], salt: str
+) -> EngineView:
+    """The engine with the least load; ties by the dice, since a fixed order makes avalanches."""
+    loads = [load(engine) for engine in engines]
+    least = min(loads)
+    ties = [engine for engine, value in zip(engines, loads, strict=True) if value == least]
+    return ties[tie_break(salt) % len(ties)] if len(ties) > 1 else ties[0]
+
+
+def remaining_work(workflow: WorkflowView, cluster: ClusterView) -> RemainingWork:
+    """What the agent type's graph expects of all the workflow's sessions from now on."""
+    graph = cluster.graphs[workflow.agent_type]
+    parts = [graph.remaining(s.tool, workflow.mean_steps) for s in workflow.sessions.values()]
+    return RemainingWork(
+        sum(part.steps for part in parts),
+        sum(part.new_tokens for part in parts),
+        sum(part.output_tokens for part in parts),
+    )

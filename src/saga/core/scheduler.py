@@ -1,0 +1,743 @@
+"""``Scheduler.handle(event) -> list[Action]``: the only door.
+
+The scheduler holds the mechanics: who waits where, what is sent, what is counted. Every opinion
+comes from a policy. It reads no clock: time is the ``at`` of the event.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from saga.core import actions as act
+from saga.core import events as ev
+from saga.core.cache import FOREVER
+from saga.core.errors import ClockError, DuplicateIdError, UnknownIdError
+from saga.core.fairness import ServiceLedger
+from saga.core.forecast import ReturnTimes
+from saga.core.graph import GraphStore
+from saga.core.model import (
+    ClusterState,
+    Engine,
+    Request,
+    RequestState,
+    Session,
+    SessionState,
+    Tenant,
+    Workflow,
+)
+from saga.core.policy import (
+    EngineView,
+    Policies,
+    RequestView,
+    SessionView,
+    TenantView,
+)
+from saga.core.queues import FairQueue
+
+STORY_LENGTH = 32
+"""Events kept for the story of a broken law."""
+
+
+class View:
+    """The read-only face that policies see; a thin look at the state, never a copy."""
+
+    def __init__(self, state: ClusterState, queues: dict[str, FairQueue]) -> None:
+        self._state = state
+        self._queues = queues
+        self.engines: Sequence[EngineView] = ()
+        self.return_times = ReturnTimes()
+        self.graphs = GraphStore()
+
+    @property
+    def now(self) -> int:
+        return self._state.now
+
+    @property
+    def num_epochs(self) -> int:
+        return self._state.num_epochs
+
+    @property
+    def num_arrived(self) -> int:
+        return self._state.num_arrived
+
+    def oldest_queued(self, engine: EngineView) -> RequestView | None:
+        return self._queues[engine.id].oldest()
+
+    def acting_sessions(self, engine: EngineView) -> Iterator[SessionView]:
+        for session in self._state.sessions.values():
+            if session.state is SessionState.ACTING and session.home is engine:
+                yield session
+
+    def share(self, tenant: TenantView) -> float:
+        return self._state.tenants[tenant.id].share
+
+
+class Scheduler:
+    """Turns events into actions under one bundle of policies.
+
+    Raises a ``CoreError`` for an event that cannot be true (time going back, unknown or duplicate
+    ids); such an event has changed nothing. With ``check`` every event is followed by
+    ``invariants.check``.
+    """
+
+    def __init__(self, policies: Policies, *, check: bool = False) -> None:
+        self.policies = policies
+        self.state = ClusterState()
+        self.queues: dict[str, FairQueue] = {}
+        """By engine: placed requests that wait for room there."""
+        self.unadmitted = FairQueue(fair=policies.fairness is not None)
+        """Requests whose workflow may not start yet."""
+        self.unplaced: dict[str, Request] = {}
+        """Admitted requests that no engine can take now."""
+        self.story: deque[ev.Event] = deque(maxlen=STORY_LENGTH)
+        self.ledger = ServiceLedger(policies.fairness, policies.epoch_us)
+        self.view = View(self.state, self.queues)
+        self._check = check
+        self._actions: list[act.Action] = []
+        self._stirred: dict[str, Engine] = {}
+        """Engines whose queue may move after this event."""
+        self._num_placed = 0
+        """Requests in the queues of engines."""
+        self._max_capacity = 0
+        self._wake: int | None = None
+        self._next_epoch = 0
+        self._prefetches: list[tuple[int, str, int]] = []
+        """When, which session, and the step after which it was planned."""
+        self._handlers: dict[type[Any], Callable[[Any], None]] = {
+            ev.EngineUp: self._engine_up,
+            ev.EngineDown: self._engine_down,
+            ev.EngineDraining: self._engine_draining,
+            ev.EngineReport: self._engine_report,
+            ev.BlocksStored: self._blocks_changed,
+            ev.BlocksRemoved: self._blocks_changed,
+            ev.WorkflowSubmitted: self._workflow_submitted,
+            ev.WorkflowDone: self._workflow_done,
+            ev.SessionOpened: self._session_opened,
+            ev.SessionClosed: self._session_closed,
+            ev.RequestArrived: self._request_arrived,
+            ev.RequestStarted: self._request_started,
+            ev.RequestFirstToken: self._request_first_token,
+            ev.RequestFinished: self._request_finished,
+            ev.RequestFailed: self._request_failed,
+            ev.RequestCancelled: self._request_cancelled,
+            ev.ToolStarted: self._tool_started,
+            ev.ToolFinished: self._tool_finished,
+            ev.Tick: self._tick,
+        }
+
+    def handle(self, event: ev.Event) -> list[act.Action]:
+        """What to do now that ``event`` has happened, in the order in which to do it."""
+        if event.at < self.state.now:
+            raise ClockError(f"{event} is earlier than the last event, at {self.state.now}")
+        self._actions = []
+        before = self.state.now
+        self.state.now = event.at
+        try:
+            self._handlers[type(event)](event)
+        except (UnknownIdError, DuplicateIdError):
+            self.state.now = before
+            raise
+        self.story.append(event)
+        self._settle_down()
+        if self._check:
+            from saga.core.invariants import check
+
+            check(self)
+        return self._actions
+
+    # ---- engines
+
+    def _engine_up(self, event: ev.EngineUp) -> None:
+        engine = self.state.engines.get(event.engine)
+        if engine is not None and not engine.draining:
+            raise DuplicateIdError(f"engine {event.engine!r} is up already")
+        if engine is not None:
+            engine.draining = False
+        else:
+            engine = Engine(
+                id=event.engine,
+                kv_capacity_tokens=event.kv_capacity_tokens,
+                max_num_seqs=event.max_num_seqs,
+                prefill_us_per_token=event.prefill_us_per_token,
+                decode_us_per_token=event.decode_us_per_token,
+                idle_since=event.at,
+            )
+            self.state.engines[engine.id] = engine
+            self.queues[engine.id] = FairQueue(fair=self.policies.fairness is not None)
+        self._engines_changed()
+        self._place_again(list(self.unplaced.values()))
+
+    def _engine_down(self, event: ev.EngineDown) -> None:
+        engine = self._engine(event.engine)
+        del self.state.engines[engine.id]
+        stranded = self.queues.pop(engine.id).requests()
+        self._num_placed -= len(stranded)
+        for request in engine.requests.values():
+            self.ledger.settle(request, 0.0)
+            request.move(RequestState.QUEUED)
+            self.ledger.queued(request.session.workflow.tenant)
+            request.started = request.dispatched = None
+            request.session.move(SessionState.WAITING)
+            stranded.append(request)
+        for session in self.state.sessions.values():
+            if session.home is engine:
+                session.home = None
+                session.resident_tokens = 0
+            if session.assigned is engine:
+                session.assigned = None
+                session.committed_tokens = 0
+        self._stirred.pop(engine.id, None)
+        self._engines_changed()
+        for request in stranded:
+            request.engine = None
+        self._place_again(sorted(stranded, key=lambda request: (request.arrived, request.id)))
+
+    def _engine_draining(self, event: ev.EngineDraining) -> None:
+        engine = self._engine(event.engine)
+        engine.draining = True
+        self._engines_changed()
+        waiting = self.queues[engine.id].requests()
+        for request in waiting:
+            self._leave_queue(request)
+        self._place_again(waiting)
+
+    def _engine_report(self, event: ev.EngineReport) -> None:
+        engine = self._engine(event.engine)
+        engine.kv_used_fraction = event.kv_used_fraction
+        engine.reported = event.at - event.age_us
+
+    def _blocks_changed(self, event: ev.BlocksStored | ev.BlocksRemoved) -> None:
+        engine = self._engine(event.engine)
+        session = self.state.sessions.get(event.session)
+        if session is not None and session.home is engine:
+            self._set_resident(session, event.num_tokens)
+
+    def _engines_changed(self) -> None:
+        self.view.engines = engines = self.state.open_engines
+        self._max_capacity = max((engine.kv_capacity_tokens for engine in engines), default=0)
+
+    # ---- workflows and sessions
+
+    def _workflow_submitted(self, event: ev.WorkflowSubmitted) -> None:
+        if event.workflow in self.state.workflows:
+            raise DuplicateIdError(f"workflow {event.workflow!r} exists already")
+        tenant = self.state.tenants.get(event.tenant)
+        if tenant is None:
+            tenant = self.state.tenants[event.tenant] = Tenant(
+                id=event.tenant, virtual_time=self.ledger.virtual_time
+            )
+        tenant.weight = event.weight
+        workflow = Workflow(
+            id=event.workflow,
+            tenant=tenant,
+            agent_type=event.agent_type,
+            submitted=event.at,
+            deadline=event.deadline,
+            mean_steps=event.mean_steps,
+            admitted=self.policies.admission is None,
+        )
+        tenant.workflows.add(workflow.id)
+        self.state.workflows[workflow.id] = workflow
+        self.ledger.enter(workflow, self.view)
+
+    def _workflow_done(self, event: ev.WorkflowDone) -> None:
+        workflow = self.state.workflows.get(event.workflow)
+        if workflow is None:
+            raise UnknownIdError(f"workflow {event.workflow!r} is not known")
+        for session in list(workflow.sessions.values()):
+            self._close(session)
+        if workflow.num_steps:
+            ideal = workflow.service_us + workflow.gap_us
+            self.view.graphs[workflow.agent_type].ideal_us.add(ideal)
+        self.ledger.leave(workflow)
+        workflow.tenant.workflows.discard(workflow.id)
+        if not workflow.tenant.workflows:
+            del self.state.tenants[workflow.tenant.id]
+        del self.state.workflows[workflow.id]
+
+    def _session_opened(self, event: ev.SessionOpened) -> None:
+        if event.session in self.state.sessions:
+            raise DuplicateIdError(f"session {event.session!r} exists already")
+        workflow = self.state.workflows.get(event.workflow)
+        if workflow is None:
+            raise UnknownIdError(f"workflow {event.workflow!r} is not known")
+        session = Session(
+            id=event.session, workflow=workflow, parent=event.parent, acting_since=event.at
+        )
+        self.state.sessions[session.id] = workflow.sessions[session.id] = session
+
+    def _session_closed(self, event: ev.SessionClosed) -> None:
+        self._close(self._session(event.session))
+
+    def _close(self, session: Session) -> None:
+        for request in list(session.requests.values()):
+            self._end(request, RequestState.CANCELLED, "its session was closed")
+        session.move(SessionState.DONE)
+        if session.num_steps:
+            graph = self.view.graphs[session.workflow.agent_type]
+            graph.observe_end(session.tool, session.num_steps)
+        retention = self.policies.retention
+        if session.home is not None and session.resident_tokens:
+            if retention is not None and retention.release_finished:
+                self._release(session, session.home, "its session ended")
+            self._set_resident(session, 0)
+        self._assign(session, None, 0)
+        del self.state.sessions[session.id]
+        del session.workflow.sessions[session.id]
+
+    def _tool_started(self, event: ev.ToolStarted) -> None:
+        self._session(event.session).tool = event.tool
+
+    def _tool_finished(self, event: ev.ToolFinished) -> None:
+        self._session(event.session)
+
+    # ---- requests
+
+    def _request_arrived(self, event: ev.RequestArrived) -> None:
+        if event.request in self.state.requests:
+            raise DuplicateIdError(f"request {event.request!r} exists already")
+        session = self._session(event.session)
+        graph = self.view.graphs[session.workflow.agent_type]
+        if session.num_steps and session.state is SessionState.ACTING:
+            gap_us = event.at - session.acting_since
+            self.view.return_times.observe(session.tool, gap_us)
+            session.workflow.gap_us += gap_us
+        expected = event.expected_output_tokens
+        request = Request(
+            id=event.request,
+            session=session,
+            arrived=event.at,
+            prompt_tokens=event.prompt_tokens,
+            expected_output_tokens=(
+                int(graph.output_tokens.value(200.0)) if expected is None else expected
+            ),
+        )
+        self.state.num_arrived += 1
+        self.state.requests[request.id] = session.requests[request.id] = request
+        self.ledger.queued(session.workflow.tenant)
+        if session.state is SessionState.ACTING:
+            session.move(SessionState.WAITING)
+        if session.workflow.admitted:
+            self._place(request)
+        else:
+            request.reason = "its workflow is not admitted yet"
+            self.unadmitted.push(request, self.policies.ordering.key(request, self.view))
+        self._protect_queued(session)
+
+    def _request_started(self, event: ev.RequestStarted) -> None:
+        request = self._request(event.request)
+        if request.state is RequestState.RUNNING:
+            return  # resumed after a preemption inside the engine
+        engine = self._engine_of(request)
+        request.move(RequestState.RUNNING)
+        request.started = event.at
+        request.cached_tokens = event.cached_tokens
+        engine.num_waiting -= 1
+        engine.num_running += 1
+        self._stir(engine)
+        self._settle_home(request.session, engine, request.prompt_tokens)
+
+    def _request_first_token(self, event: ev.RequestFirstToken) -> None:
+        self._request(event.request)
+
+    def _request_finished(self, event: ev.RequestFinished) -> None:
+        request = self._request(event.request)
+        if request.state is RequestState.DISPATCHED:  # a host that cannot see the start
+            self._request_started(ev.RequestStarted(at=event.at, request=request.id))
+        engine, session = self._engine_of(request), request.session
+        if event.cached_tokens is not None:
+            request.cached_tokens = event.cached_tokens
+        cost = engine.cost_us(request.prompt_tokens - request.cached_tokens, event.output_tokens)
+        self.ledger.settle(request, cost)
+        session.workflow.service_us += cost
+        self._learn_step(request, event)
+        self._end(request, RequestState.FINISHED, "")
+        session.num_steps += 1
+        session.workflow.num_steps += 1
+        session.tool = event.tool
+        session.acting_since = event.at
+        session.num_prefetches = 0
+        session.context_tokens = request.prompt_tokens + event.output_tokens
+        if session.home is engine:
+            self._set_resident(session, session.context_tokens)
+        self._assign(session, session.assigned, session.context_tokens)
+        if session.state is SessionState.ACTING:
+            self._begin_gap(session)
+
+    def _request_failed(self, event: ev.RequestFailed) -> None:
+        request = self._request(event.request)
+        if request.state is RequestState.QUEUED:
+            raise UnknownIdError(f"request {request.id!r} is on no engine")
+        if not event.retry:
+            self._end(request, RequestState.FAILED, event.reason)
+            return
+        self._leave_engine(request)
+        self.ledger.settle(request, 0.0)
+        request.move(RequestState.QUEUED)
+        self.ledger.queued(request.session.workflow.tenant)
+        request.session.move(SessionState.WAITING)
+        request.started = request.dispatched = None
+        self._place(request)
+
+    def _request_cancelled(self, event: ev.RequestCancelled) -> None:
+        self._end(self._request(event.request), RequestState.CANCELLED, "the client went away")
+
+    def _learn_step(self, request: Request, event: ev.RequestFinished) -> None:
+        session = request.session
+        graph = self.view.graphs[session.workflow.agent_type]
+        graph.output_tokens.add(event.output_tokens)
+        if session.num_steps:
+            new = max(0, request.prompt_tokens - session.context_tokens)
+            graph.observe_step(session.tool, event.tool, new_tokens=new)
+
+    def _end(self, request: Request, state: RequestState, reason: str) -> None:
+        """The request leaves the system; its session is in a gap if it has no other."""
+        if request.state is RequestState.QUEUED:
+            self._leave_queue(request)
+            self.ledger.unqueued(request.session.workflow.tenant)
+        else:
+            if state is RequestState.CANCELLED:
+                engine = self._engine_of(request)
+                self._do(act.Cancel(request=request.id, engine=engine.id, reason=reason))
+            self._leave_engine(request)
+            if state is not RequestState.FINISHED:
+                self.ledger.settle(request, 0.0)
+        request.move(state)
+        self.state.num_ended[state] += 1
+        del self.state.requests[request.id]
+        del request.session.requests[request.id]
+        if not request.session.requests:
+            request.session.move(SessionState.ACTING)
+            request.session.acting_since = self.state.now
+
+    # ---- placement and dispatch
+
+    def _place(self, request: Request) -> None:
+        """Puts an admitted request into the queue of an engine, or aside while there is none."""
+        engines = self.view.engines
+        if engines and request.prompt_tokens >= self._max_capacity:
+            self._refuse_too_long(request)
+            return
+        route = self.policies.routing.route(request, self.view) if engines else None
+        if route is None:
+            request.reason = "held by routing" if engines else "no engine is up"
+            self.unplaced[request.id] = request
+            return
+        engine = self.state.engines[route.engine.id]
+        request.reason = route.reason
+        request.move_kv = route.move_kv
+        self._enqueue(request, engine, self.policies.ordering.key(request, self.view))
+
+    def _refuse_too_long(self, request: Request) -> None:
+        reason = (
+            f"prompt of {request.prompt_tokens} tokens does not fit "
+            f"the KV capacity of {self._max_capacity}"
+        )
+        self._do(act.Reject(request=request.id, reason=reason))
+        self.unplaced[request.id] = request
+        self._end(request, RequestState.REJECTED, reason)
+
+    def _enqueue(self, request: Request, engine: Engine, key: float) -> None:
+        request.engine = engine
+        engine.num_queued += 1
+        self._num_placed += 1
+        engine.idle_since = None
+        tokens = request.prompt_tokens + request.expected_output_tokens
+        self._assign(request.session, engine, tokens)
+        self.queues[engine.id].push(request, key)
+        self._stir(engine)
+
+    def _place_again(self, requests: list[Request]) -> None:
+        for request in requests:
+            self.unplaced.pop(request.id, None)
+            if request.session.workflow.admitted:
+                self._place(request)
+            elif request not in self.unadmitted:
+                self.unadmitted.push(request, self.policies.ordering.key(request, self.view))
+
+    def _leave_queue(self, request: Request) -> None:
+        """Takes a queued request out of wherever it waits."""
+        if request.engine is not None:
+            self.queues[request.engine.id].remove(request)
+            request.engine.num_queued -= 1
+            self._num_placed -= 1
+            self._note_idle(request.engine)
+            request.engine = None
+        elif request in self.unadmitted:
+            self.unadmitted.remove(request)
+        else:
+            del self.unplaced[request.id]
+
+    def _leave_engine(self, request: Request) -> None:
+        engine = self._engine_of(request)
+        if request.state is RequestState.RUNNING:
+            engine.num_running -= 1
+        else:
+            engine.num_waiting -= 1
+        del engine.requests[request.id]
+        request.engine = None
+        self._note_idle(engine)
+        self._stir(engine)
+
+    def has_room(self, engine: Engine) -> bool:
+        """Whether one more request may be sent there now."""
+        limit = self.policies.max_waiting_per_engine
+        if engine.draining or limit is None:
+            return not engine.draining
+        return (
+            engine.num_waiting < limit
+            and engine.num_waiting + engine.num_running < engine.max_num_seqs
+        )
+
+    def _dispatch(self, request: Request, engine: Engine) -> None:
+        session = request.session
+        engine.num_queued -= 1
+        self._num_placed -= 1
+        engine.num_waiting += 1
+        engine.requests[request.id] = request
+        request.move(RequestState.DISPATCHED)
+        request.dispatched = self.state.now
+        moved = request.move_kv and session.home is not engine and session.resident_tokens > 0
+        reusable = session.resident_tokens if moved or session.home is engine else 0
+        uncached = max(0, request.prompt_tokens - reusable)
+        self.ledger.charge(request, engine.cost_us(uncached, request.expected_output_tokens))
+        session.move(SessionState.REASONING)
+        if moved and session.home is not None:
+            self._do(
+                act.Move(
+                    session=session.id,
+                    source=session.home.id,
+                    target=engine.id,
+                    reason=request.reason,
+                )
+            )
+            self._set_resident(session, 0)
+        priority = 0
+        if self.policies.max_waiting_per_engine is None:  # the engine orders its own queue
+            priority = int(self.policies.ordering.key(request, self.view))
+        self._do(
+            act.Dispatch(
+                request=request.id, engine=engine.id, reason=request.reason, priority=priority
+            )
+        )
+
+    # ---- KV
+
+    def _settle_home(self, session: Session, engine: Engine, tokens: int) -> None:
+        """The engine accepted a request of the session: it is its home from now on."""
+        if session.home is not engine:
+            retention = self.policies.retention
+            if session.home is not None and session.resident_tokens:
+                if retention is not None and retention.release_finished:
+                    self._release(session, session.home, f"its session went to {engine.id}")
+                self._set_resident(session, 0)
+            session.home = engine
+        session.retained = False
+        session.context_tokens = max(session.context_tokens, tokens)
+        self._set_resident(session, tokens)
+
+    def _set_resident(self, session: Session, tokens: int) -> None:
+        assert session.home is not None
+        session.home.resident_tokens += tokens - session.resident_tokens
+        session.resident_tokens = tokens
+
+    def _assign(self, session: Session, engine: Engine | None, tokens: int) -> None:
+        """Counts the session in the working set of the engine that has or will have its KV."""
+        if session.assigned is not None:
+            session.assigned.committed_tokens -= session.committed_tokens
+            session.assigned.num_sessions -= 1
+        session.assigned = engine
+        session.committed_tokens = tokens if engine is not None else 0
+        if engine is not None:
+            engine.committed_tokens += tokens
+            engine.num_sessions += 1
+
+    def _protect_queued(self, session: Session) -> None:
+        retention = self.policies.retention
+        if retention is None or not retention.protect_queued or not session.resident_tokens:
+            return
+        assert session.home is not None
+        self._retain(session, session.home, FOREVER, 1.0, "its next request is here")
+
+    def _begin_gap(self, session: Session) -> None:
+        """A step ended: what becomes of the session's KV until it returns?"""
+        if session.home is None:
+            return
+        retention, offload, prefetch = (
+            self.policies.retention,
+            self.policies.offload,
+            self.policies.prefetch,
+        )
+        hold = retention.hold(session, self.view) if retention is not None else None
+        if hold is not None:
+            self._retain(session, session.home, hold.until, hold.score, hold.reason)
+        if offload is not None and offload.offload_now(session, self.view):
+            self._do(act.Offload(engine=session.home.id, session=session.id, reason="long gap"))
+        if prefetch is not None:
+            at = prefetch.at(session, self.view)
+            if at is not None:
+                heapq.heappush(self._prefetches, (at, session.id, session.num_steps))
+
+    def _retain(
+        self, session: Session, engine: Engine, until: int, score: float, reason: str
+    ) -> None:
+        session.retained = True
+        self._do(
+            act.Retain(
+                engine=engine.id, session=session.id, until=until, score=score, reason=reason
+            )
+        )
+
+    def _release(self, session: Session, engine: Engine, reason: str) -> None:
+        session.retained = False
+        self._do(act.Release(engine=engine.id, session=session.id, reason=reason))
+
+    def _prefetch_due(self) -> None:
+        while self._prefetches and self._prefetches[0][0] <= self.state.now:
+            _, session_id, num_steps = heapq.heappop(self._prefetches)
+            session = self.state.sessions.get(session_id)
+            if (
+                session is not None
+                and session.state is SessionState.ACTING
+                and session.num_steps == num_steps
+                and session.home is not None
+                and session.resident_tokens < session.context_tokens
+            ):
+                session.num_prefetches += 1
+                self._do(
+                    act.Prefetch(
+                        engine=session.home.id, session=session.id, reason="return is near"
+                    )
+                )
+
+    # ---- after every event
+
+    def _tick(self, event: ev.Tick) -> None:
+        if self._wake is not None and event.at >= self._wake:
+            self._wake = None
+        if event.at < self._next_epoch:
+            return
+        self._next_epoch = event.at + self.policies.epoch_us
+        self.state.num_epochs += 1
+        self._place_again(list(self.unplaced.values()))
+        if self.policies.stealing is not None and len(self.view.engines) > 1:
+            for steal in self.policies.stealing.steals(self.view):
+                self._steal(
+                    self.state.requests[steal.request.id],
+                    self.state.engines[steal.target.id],
+                    steal.reason,
+                )
+
+    def _steal(self, request: Request, target: Engine, reason: str) -> None:
+        if request.state is not RequestState.QUEUED or request.engine in (None, target):
+            return
+        self._leave_queue(request)
+        self.state.num_steals += 1
+        request.move_kv = True
+        request.reason = reason
+        self._enqueue(request, target, float("-inf"))
+
+    def _settle_down(self) -> None:
+        """Everything that may follow from what just changed."""
+        if (self._num_placed or self.unadmitted) and len(self.state.tenants) > 1:
+            self.ledger.refresh(self.view)
+        self._prefetch_due()
+        self._admit()
+        while self._stirred:
+            _, engine = self._stirred.popitem()
+            queue = self.queues[engine.id]
+            while queue and self.has_room(engine):
+                self._dispatch(queue.pop(), engine)
+            if queue and self.policies.fairness is not None:
+                self._preempt(engine, queue)
+        self._ask_to_wake()
+
+    def _admit(self) -> None:
+        """Starts workflows in their order for as long as the admission policy agrees."""
+        admission = self.policies.admission
+        if admission is None or not self.view.engines:
+            return
+        while (head := self.unadmitted.peek()) is not None:
+            verdict = admission.admit(head, self.view)
+            if not verdict.admit:
+                head.reason = verdict.reason
+                return
+            workflow = head.session.workflow
+            workflow.admitted = True
+            for session in workflow.sessions.values():
+                for request in list(session.requests.values()):
+                    if request in self.unadmitted:
+                        self.unadmitted.remove(request)
+                        self._place(request)
+
+    def _preempt(self, engine: Engine, queue: FairQueue) -> None:
+        if engine.preempt_checked == self.state.now // self.policies.epoch_us:
+            return
+        engine.preempt_checked = self.state.now // self.policies.epoch_us
+        head = queue.peek()
+        running = [r for r in engine.requests.values() if r.state is RequestState.RUNNING]
+        assert head is not None and self.policies.fairness is not None
+        victim = self.policies.fairness.preempt(head, running, self.view)
+        if victim is None:
+            return
+        request = self.state.requests[victim.id]
+        self._do(
+            act.Preempt(
+                request=request.id, engine=engine.id, reason=f"gives way to request {head.id}"
+            )
+        )
+        request.move(RequestState.DISPATCHED)
+        engine.num_running -= 1
+        engine.num_waiting += 1
+        queue.remove(head)
+        self._dispatch(head, engine)
+
+    def _ask_to_wake(self) -> None:
+        at: int | None = self._prefetches[0][0] if self._prefetches else None
+        if self.unplaced or (self._num_placed and self.policies.stealing is not None):
+            epoch = max(self._next_epoch, self.state.now + 1)
+            at = epoch if at is None else min(at, epoch)
+        if at is None:
+            return
+        at = max(at, self.state.now + 1)
+        if self._wake is None or at < self._wake:
+            self._wake = at
+            self._do(act.WakeAt(at=at, reason="epoch or prefetch"))
+
+    # ---- small things
+
+    def _do(self, action: act.Action) -> None:
+        self._actions.append(action)
+
+    def _stir(self, engine: Engine) -> None:
+        self._stirred[engine.id] = engine
+
+    def _note_idle(self, engine: Engine) -> None:
+        if not (engine.num_queued or engine.num_waiting or engine.num_running):
+            engine.idle_since = self.state.now
+
+    def _engine(self, engine_id: str) -> Engine:
+        engine = self.state.engines.get(engine_id)
+        if engine is None:
+            raise UnknownIdError(f"engine {engine_id!r} is not known")
+        return engine
+
+    def _engine_of(self, request: Request) -> Engine:
+        if request.engine is None or request.state is RequestState.QUEUED:
+            raise UnknownIdError(f"request {request.id!r} is on no engine")
+        return request.engine
+
+    def _session(self, session_id: str) -> Session:
+        session = self.state.sessions.get(session_id)
+        if session is None:
+            raise UnknownIdError(f"session {session_id!r} is not known")
+        return session
+
+    def _request(self, request_id: str) -> Request:
+        request = self.state.requests.get(request_id)
+        if request is None:
+            raise UnknownIdError(f"request {request_id!r} is not known")
+        return request
