@@ -1,0 +1,1 @@
+"""One file, one policy, one name in configuration."""

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from saga.core.policy import LOADS, ClusterView, RequestView, Route, least_loaded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AffinityThreshold:
+    """Which engine? The one that has the KV unless it is too loaded, else the least loaded one.
+
+    Paper section 5: ``w*_s if load(w*_s) < theta and KV of s is on w*_s else argmin load``.
+    """
+
+    theta: float = 0.8
+    load: Literal["requests", "sessions", "committed", "paper"] = "paper"
+    """Load by which an engine is too loaded."""
+    placement: Literal["requests", "sessions", "committed", "paper"] = "paper"
+    """Load by which another engine is chosen."""
+    move_kv: bool = False
+    """Whether the KV follows a session that leaves a loaded engine, or is computed again."""
+    margin: float = 0.0
+    """How much lower the other engine's load must be for a session with KV to leave its home."""
+
+    def route(self, request: RequestView, cluster: ClusterView) -> Route | None:
+        session = request.session
+        home = session.home
+        load = LOADS[self.load]
+        warm = home is not None and not home.draining and session.resident_tokens > 0
+        if warm and home is not None and load(home) < self.theta:
+            return Route(home, "affinity")
+        best = least_loaded(cluster.engines, LOADS[self.placement], request.id)
+        if warm and home is not None and load(best) > load(home) - self.margin:
+            return Route(home, "affinity: no better engine")
+        reason = "new session or no KV left" if not warm else "home too loaded"
+        return Route(best, reason, move_kv=self.move_kv and warm)
