@@ -1,0 +1,1 @@
+"""Every metric, defined once, for simulated and live runs."""

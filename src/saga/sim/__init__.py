@@ -1,0 +1,1 @@
+"""The cluster simulator: a host that drives the scheduler in virtual time."""

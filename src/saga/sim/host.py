@@ -1,0 +1,699 @@
+"""The simulator: drives the scheduler and simulated engines in virtual time.
+
+Events are ordered by (time, rank, sequence). The host plays workflow scripts, turns what engines
+tell into scheduler events and executes the scheduler's actions.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import partial
+
+from saga.core import actions as act
+from saga.core import events as ev
+from saga.core.policy import Policies
+from saga.core.scheduler import Scheduler
+from saga.report.records import EngineUsage, Outcome, RunRecord, TokenCounts
+from saga.sim.engine import LONGEST_JUMP, EngineLimits, Job, Moment, SimEngine
+from saga.sim.hardware import ClusterSpec
+from saga.sim.kv_cache import KVCache
+from saga.sim.latency import StepTime
+from saga.sim.lineage import Content, Lineage, Span, reusable_tokens
+from saga.sim.recorder import Recorder
+from saga.traces.script import SessionScript, StepScript, WorkflowScript
+
+
+class Rank(IntEnum):
+    """Who goes first at equal times."""
+
+    ENGINE = 0
+    CLUSTER = 1
+    CLIENT = 2
+    SCHEDULER = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLoss:
+    """An engine that dies at ``at`` and comes back empty at ``back``, or never."""
+
+    engine: int
+    at: int
+    back: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is played: the workflows, when they arrive, and what counts."""
+
+    scripts: Sequence[WorkflowScript]
+    arrivals: Sequence[int] | None = None
+    """Microseconds, one per script, not decreasing. None: a closed loop."""
+    agents: int | None = None
+    """Closed loop: so many workflows at a time, one after another without pause."""
+    stagger_us: int = 0
+    """Closed loop: the first workflows start within this time."""
+    alone_us: Sequence[int]
+    expected_us: Sequence[int]
+    warmup: float = 0.15
+    """Share of the workflows, the first ones, that is not measured."""
+    declared_steps: Mapping[str, float] = field(default_factory=dict)
+    """Mean number of steps that clients declare, by agent type."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Tenant weights; 1 where not given."""
+    client_timeout_us: int | None = None
+    """A client gives its workflow up when one request takes longer than this."""
+    losses: Sequence[EngineLoss] = ()
+
+    def __post_init__(self) -> None:
+        if (self.arrivals is None) == (self.agents is None):
+            raise ValueError("a plan has either arrivals or a number of agents")
+        if self.arrivals is not None:
+            if len(self.arrivals) != len(self.scripts):
+                raise ValueError(f"{len(self.scripts)} scripts, {len(self.arrivals)} arrivals")
+            for before, after in zip(self.arrivals, self.arrivals[1:], strict=False):
+                if after < before:
+                    raise ValueError(f"arrival times are not monotonic: {after} after {before}")
+        if len({script.id for script in self.scripts}) < len(self.scripts):
+            raise ValueError("workflow ids are not unique")
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One request on its way through the cluster."""
+
+    id: str
+    session: _Session
+    step: StepScript
+    path: tuple[Span, ...]
+    reusable_tokens: int
+    arrived: int
+    started: int | None = None
+    first_token: int | None = None
+    job: Job | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    """A session being played."""
+
+    id: str
+    workflow: _Workflow
+    script: SessionScript
+    index: int
+    lineage: Lineage
+    next_step: int = 0
+    call: _Call | None = None
+    outstanding: int = 0
+    """Sub-agents that its next step waits for."""
+    finished_at: int = 0
+    due: int | None = None
+    """When its next request may arrive, sub-agents apart."""
+    arriving_at: int = 0
+    """When the KV that is being moved for it arrives."""
+
+
+@dataclass(slots=True, eq=False)
+class _Workflow:
+    script: WorkflowScript
+    sessions: dict[int, _Session] = field(default_factory=dict)
+    num_open: int = 0
+    num_planned: int = 0
+    """Sub-agents whose start lies ahead."""
+    root_ended: int | None = None
+
+
+class Simulation:
+    """One preset on one plan. ``run`` may be called once.
+
+    ``check``: the laws are checked after every event (slow). ``max_jump=1`` steps through every
+    iteration of every engine. ``watch(finished, now)`` is called about every thousand events.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        policies: Policies,
+        cluster: ClusterSpec,
+        *,
+        step_time: StepTime | None = None,
+        preset: str = "",
+        seed: int = 0,
+        check: bool = False,
+        max_jump: int = LONGEST_JUMP,
+        reserve_full_prompt: bool = False,
+        watch: Callable[[int, int], None] | None = None,
+        observe: Callable[[ev.Event, list[act.Action]], None] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.policies = policies
+        self.cluster = cluster
+        self.preset = preset
+        self.seed = seed
+        self.now = 0
+        self.scheduler = Scheduler(policies, check=check)
+        self.recorder = Recorder()
+        self.engines: dict[str, SimEngine] = {}
+        self.num_events = 0
+        self.num_moves = 0
+        self.num_prefetches = 0
+        self._check = check
+        self._watch = watch
+        self._observe = observe
+        self._step_time = step_time or StepTime.of(cluster.engine)
+        self._limits = EngineLimits(
+            block_size=cluster.engine.block_size,
+            max_num_batched_tokens=cluster.engine.max_num_batched_tokens,
+            max_num_seqs=cluster.engine.max_num_seqs,
+            reserve_full_prompt=reserve_full_prompt,
+            max_jump=max_jump,
+        )
+        self._heap: list[tuple[int, Rank, int, Callable[[], None]]] = []
+        self._sequence = 0
+        self._planned: dict[str, int] = {}
+        """By engine: the time of its wake-up in the heap."""
+        self._prefixes: dict[str, Content] = {}
+        self._sessions: dict[str, _Session] = {}
+        self._calls: dict[str, _Call] = {}
+        self._network_free: dict[str, int] = {}
+        self._numbers = 0
+        self._next_script = 0
+        self._finished = 0
+        self._ended = 0
+        self._ended_by_loss: list[SimEngine] = []
+        self._num_warmup = int(plan.warmup * len(plan.scripts))
+        self._window: tuple[int, int | None] = (0, None)
+        """Start and, once known, end of the measured window."""
+        self._usage: list[EngineUsage] = []
+        self._finished_in_window = 0
+
+    # ---- the loop
+
+    def run(self) -> RunRecord:
+        """Plays the plan until every workflow has ended."""
+        began = time.perf_counter()
+        for number in range(self.cluster.num_engines):
+            self._engine_up(f"engine-{number:02d}")
+        for loss in self.plan.losses:
+            self._schedule_loss(loss)
+        self._schedule_arrivals()
+        while self._heap:
+            at, _, _, call = heapq.heappop(self._heap)
+            self.now = at
+            self.num_events += 1
+            call()
+            if self._watch is not None and self.num_events % 1000 == 0:
+                self._watch(self._ended, self.now)
+            if self._ended == len(self.plan.scripts):
+                break
+        return self._record(time.perf_counter() - began)
+
+    def _at(self, at: int, rank: Rank, call: Callable[[], None]) -> None:
+        self._sequence += 1
+        heapq.heappush(self._heap, (at, rank, self._sequence, call))
+
+    def _tell(self, event: ev.Event) -> None:
+        actions = self.scheduler.handle(event)
+        if self._observe is not None:
+            self._observe(event, actions)
+        for action in actions:
+            self._execute(action)
+
+    # ---- engines
+
+    def _engine_up(self, name: str) -> None:
+        spec, step_time = self.cluster.engine, self._step_time
+        size = spec.block_size
+        stores = self.policies.offload is not None and self.policies.offload.store
+        cache = KVCache(
+            spec.kv_capacity_tokens // size,
+            self.policies.eviction,
+            host_capacity=spec.host_capacity_tokens // size if stores else 0,
+            now=self.now,
+        )
+        self.engines[name] = SimEngine(
+            name,
+            cache=cache,
+            step_time=step_time,
+            limits=self._limits,
+            tell=lambda moment, job: self._moment(name, moment, job),
+            reload_us=spec.reload_us,
+        )
+        chunk, batch = self._limits.max_num_batched_tokens, 16
+        self._tell(
+            ev.EngineUp(
+                at=self.now,
+                engine=name,
+                kv_capacity_tokens=cache.capacity * size,
+                max_num_seqs=self._limits.max_num_seqs,
+                prefill_us_per_token=step_time.prefill_ps(0, chunk, chunk) / chunk / 1e6,
+                decode_us_per_token=step_time.step_ps(batch, batch, batch * 16_384, 0)
+                / batch
+                / 1e6,
+            )
+        )
+
+    def _wake_engine(self, name: str) -> None:
+        """Runs the engine if it is due; called for every planned wake-up, also outdated ones."""
+        engine = self.engines.get(name)
+        if engine is None or self._planned.get(name) != self.now:
+            return
+        del self._planned[name]
+        if engine.next_event_us is not None and engine.next_event_us <= self.now:
+            engine.wake(self.now)
+        self._after(engine)
+
+    def _after(self, engine: SimEngine) -> None:
+        """The engine was called: plan its next wake-up, and pass on what it evicted."""
+        at = engine.next_event_us
+        if at is not None and self._planned.get(engine.name) != at:
+            self._planned[engine.name] = at
+            self._at(at, Rank.ENGINE, lambda: self._wake_engine(engine.name))
+        if self._check:
+            engine.check()
+        while engine.cache.shrunk:
+            session, blocks = engine.cache.shrunk.popitem()
+            tokens = blocks * self._limits.block_size
+            if session in self._sessions:
+                self._tell(
+                    ev.BlocksRemoved(
+                        at=self.now, engine=engine.name, session=session, num_tokens=tokens
+                    )
+                )
+
+    def _schedule_loss(self, loss: EngineLoss) -> None:
+        name = f"engine-{loss.engine:02d}"
+        if loss.engine >= self.cluster.num_engines:
+            raise ValueError(f"engine {loss.engine} of {self.cluster.num_engines} cannot be lost")
+        self._at(loss.at, Rank.CLUSTER, lambda: self._lose(name))
+        if loss.back is not None:
+            self._at(loss.back, Rank.CLUSTER, lambda: self._engine_up(name))
+
+    def _lose(self, name: str) -> None:
+        """The engine is gone with its KV; the scheduler queues its requests again."""
+        self._ended_by_loss.append(self.engines.pop(name))
+        self._planned.pop(name, None)
+        self._tell(ev.EngineDown(at=self.now, engine=name))
+
+    def _moment(self, engine: str, moment: Moment, job: Job) -> None:
+        if job.ghost:
+            return
+        call = self._calls.get(job.id)
+        if call is None or call.job is not job:
+            return  # cancelled, or sent again after its engine was lost
+        if moment is Moment.STARTED:
+            call.started = self.now if call.started is None else call.started
+            cached = job.hit_tokens + job.host_tokens
+            self._tell(ev.RequestStarted(at=self.now, request=job.id, cached_tokens=cached))
+        elif moment is Moment.FIRST_TOKEN:
+            call.first_token = self.now if call.first_token is None else call.first_token
+            self._tell(ev.RequestFirstToken(at=self.now, request=job.id))
+        elif moment is Moment.FINISHED:
+            self._request_finished(call, job)
+        else:
+            reason = f"does not fit the KV capacity of {engine}"
+            self._tell(ev.RequestFailed(at=self.now, request=job.id, reason=reason))
+            self._end_workflow(call.session.workflow, Outcome.REJECTED)
+
+    # ---- workflows
+
+    def _schedule_arrivals(self) -> None:
+        scripts, arrivals = self.plan.scripts, self.plan.arrivals
+        if arrivals is not None:
+            if scripts:
+                self._at(int(arrivals[0]), Rank.CLIENT, self._arrive)
+            return
+        agents = min(self.plan.agents or 0, len(scripts))
+        for agent in range(agents):
+            self._at(self.plan.stagger_us * agent // agents, Rank.CLIENT, self._submit_next)
+
+    def _arrive(self) -> None:
+        assert self.plan.arrivals is not None
+        self._submit_next()
+        if self._next_script < len(self.plan.scripts):
+            self._at(int(self.plan.arrivals[self._next_script]), Rank.CLIENT, self._arrive)
+
+    def _submit_next(self) -> None:
+        number = self._next_script
+        if number >= len(self.plan.scripts):
+            return
+        self._next_script += 1
+        self._note_window(number)
+        script = self.plan.scripts[number]
+        self.recorder.submit(
+            script,
+            self.now,
+            measured=number >= self._num_warmup,
+            alone_us=self.plan.alone_us[number],
+            expected_us=self.plan.expected_us[number],
+        )
+        self._tell(
+            ev.WorkflowSubmitted(
+                at=self.now,
+                workflow=script.id,
+                tenant=script.tenant,
+                agent_type=script.agent_type,
+                weight=self.plan.weights.get(script.tenant, 1.0),
+                mean_steps=self.plan.declared_steps.get(script.agent_type),
+            )
+        )
+        workflow = _Workflow(script)
+        self._open(workflow, 0)
+        self._request(workflow.sessions[0])
+
+    def _note_window(self, number: int) -> None:
+        """The measured window: from the first measured submission to the last one."""
+        if number == self._num_warmup:
+            self._window = (self.now, None)
+            self._finished_in_window = 0
+            for engine in self.engines.values():
+                engine.cache.reset_occupancy(self.now)
+                engine.counts.busy_ps = 0
+        elif number == len(self.plan.scripts) - 1:
+            self._end_window()
+
+    def _end_window(self) -> None:
+        self._window = (self._window[0], self.now)
+        self._usage = [self._engine_usage(engine) for engine in self.engines.values()]
+
+    def _open(self, workflow: _Workflow, index: int) -> None:
+        script = workflow.script.sessions[index]
+        parent = None if script.parent is None else workflow.sessions[script.parent]
+        self._numbers += 1
+        session_id = f"{workflow.script.id}/{index}"
+        lineage = Lineage(self._numbers, session_id, self._limits.block_size)
+        if parent is not None and script.forked_tokens:
+            lineage.fork(parent.lineage, script.forked_tokens)
+        else:
+            lineage.begin(self._prefix(script), script.prefix_tokens)
+        session = _Session(session_id, workflow, script, index, lineage)
+        workflow.sessions[index] = session
+        workflow.num_open += 1
+        self._sessions[session_id] = session
+        self._tell(
+            ev.SessionOpened(
+                at=self.now,
+                session=session_id,
+                workflow=workflow.script.id,
+                parent=None if parent is None else parent.id,
+            )
+        )
+
+    def _prefix(self, script: SessionScript) -> Content | None:
+        if script.prefix is None:
+            return None
+        return self._prefixes.setdefault(script.prefix, Content(0, None, None))
+
+    def _request(self, session: _Session) -> None:
+        """The session's next request arrives."""
+        step = session.script.steps[session.next_step]
+        path = session.lineage.advance(step)
+        self._pass_on_liveness(session.lineage)
+        reusable = reusable_tokens(session.script, session.next_step, self._limits.block_size)
+        call = _Call(f"{session.id}/{session.next_step}", session, step, path, reusable, self.now)
+        session.call = call
+        self._calls[call.id] = call
+        timeout = self.plan.client_timeout_us
+        if timeout is not None:
+            self._at(self.now + timeout, Rank.CLIENT, lambda: self._time_out(call))
+        self._tell(
+            ev.RequestArrived(
+                at=self.now,
+                request=call.id,
+                session=session.id,
+                prompt_tokens=step.prompt_tokens,
+            )
+        )
+
+    def _pass_on_liveness(self, lineage: Lineage) -> None:
+        if lineage.changed:
+            for engine in self.engines.values():
+                engine.cache.liveness_changed(lineage.changed, self.now)
+            lineage.changed = []
+
+    def _request_finished(self, call: _Call, job: Job) -> None:
+        session, step = call.session, call.step
+        assert call.started is not None and call.first_token is not None
+        cached = job.hit_tokens + job.host_tokens
+        uncached = step.prompt_tokens - cached
+        self.recorder.request(
+            session.workflow.script.id,
+            root=session.index == 0,
+            arrived=call.arrived,
+            started=call.started,
+            first_token=call.first_token,
+            finished=self.now,
+            regenerated_share=max(0, call.reusable_tokens - cached) / uncached,
+        )
+        del self._calls[call.id]
+        session.call = None
+        session.next_step += 1
+        session.finished_at = self.now
+        self._tell(
+            ev.RequestFinished(
+                at=self.now,
+                request=call.id,
+                output_tokens=step.output_tokens,
+                cached_tokens=cached,
+                tool=step.tool,
+            )
+        )
+        self._spawn(session)
+        if session.next_step == len(session.script.steps):
+            self._close(session)
+        else:
+            session.due = self.now + step.gap_us
+            self._continue_when_ready(session)
+
+    def _spawn(self, session: _Session) -> None:
+        """Sub-agents that this step starts."""
+        workflow = session.workflow
+        for index, script in enumerate(workflow.script.sessions):
+            if script.parent == session.index and script.spawn_step == session.next_step - 1:
+                workflow.num_planned += 1
+                session.outstanding += script.blocking
+                at = self.now + script.delay_us
+                self._at(at, Rank.CLIENT, partial(self._start, workflow, index))
+
+    def _start(self, workflow: _Workflow, index: int) -> None:
+        if workflow.script.id in self.recorder.live:
+            workflow.num_planned -= 1
+            self._open(workflow, index)
+            self._request(workflow.sessions[index])
+
+    def _continue_when_ready(self, session: _Session) -> None:
+        """Plans the next request, unless sub-agents are still to be waited for."""
+        if session.outstanding == 0 and session.due is not None:
+            at = max(self.now, session.due)
+            self._at(at, Rank.CLIENT, lambda: self._continue(session))
+
+    def _continue(self, session: _Session) -> None:
+        if session.due is None or session.id not in self._sessions:
+            return
+        if session.index == 0:
+            gap = session.due - session.finished_at
+            waited = self.now - session.due
+            self.recorder.gap(session.workflow.script.id, gap, waited)
+        session.due = None
+        self._request(session)
+
+    def _close(self, session: _Session) -> None:
+        """The session's last step is over; perhaps its parent goes on, or the workflow ends."""
+        workflow = session.workflow
+        self._forget(session)
+        self._tell(ev.SessionClosed(at=self.now, session=session.id))
+        if session.index == 0:
+            workflow.root_ended = self.now
+        parent = session.script.parent
+        if parent is not None and session.script.blocking:
+            waiting = workflow.sessions[parent]
+            waiting.outstanding -= 1
+            if waiting.id in self._sessions:
+                self._continue_when_ready(waiting)
+        if workflow.num_open == 0 and workflow.num_planned == 0:
+            self._end_workflow(workflow, Outcome.FINISHED)
+
+    def _forget(self, session: _Session) -> None:
+        del self._sessions[session.id]
+        session.workflow.num_open -= 1
+        session.lineage.end()
+        self._pass_on_liveness(session.lineage)
+
+    def _end_workflow(self, workflow: _Workflow, outcome: Outcome) -> None:
+        for session in list(workflow.sessions.values()):
+            if session.id in self._sessions:
+                if session.call is not None:
+                    waited_until = session.call.started or self.now
+                    self.recorder.waited(workflow.script.id, waited_until - session.call.arrived)
+                    self._calls.pop(session.call.id, None)
+                self._forget(session)
+        self._tell(ev.WorkflowDone(at=self.now, workflow=workflow.script.id))
+        self.recorder.end(workflow.script.id, self.now, outcome, workflow.root_ended)
+        self._ended += 1
+        if outcome is Outcome.FINISHED:
+            self._finished_in_window += self._window[1] is None
+        if self.plan.agents is not None:
+            self._at(self.now, Rank.CLIENT, self._submit_next)
+
+    def _time_out(self, call: _Call) -> None:
+        if self._calls.get(call.id) is call:
+            self._end_workflow(call.session.workflow, Outcome.TIMED_OUT)
+
+    # ---- actions
+
+    def _execute(self, action: act.Action) -> None:
+        match action:
+            case act.Dispatch():
+                self._dispatch(action)
+            case act.WakeAt():
+                self._at(action.at, Rank.SCHEDULER, lambda: self._tell(ev.Tick(at=self.now)))
+            case act.Retain():
+                self.engines[action.engine].retain(
+                    action.session, action.until, action.score, self.now
+                )
+            case act.Release():
+                self.engines[action.engine].release(action.session, self.now)
+            case act.Move():
+                self._move(action)
+            case act.Prefetch():
+                self._prefetch(action)
+            case act.Offload():
+                session, engine = self._sessions[action.session], self.engines[action.engine]
+                tokens = session.lineage.context_tokens - 1
+                engine.offload(session.id, session.lineage.path, tokens, self.now)
+            case act.Preempt():
+                engine = self.engines[action.engine]
+                engine.preempt(action.request, self.now)
+                self._after(engine)
+            case act.Cancel():
+                engine = self.engines[action.engine]
+                engine.cancel(action.request, self.now)
+                self._after(engine)
+            case act.Reject():
+                call = self._calls[action.request]
+                self._end_workflow(call.session.workflow, Outcome.REJECTED)
+
+    def _dispatch(self, action: act.Dispatch) -> None:
+        call = self._calls[action.request]
+        session, step = call.session, call.step
+        last = session.next_step == len(session.script.steps) - 1
+        job = Job(
+            id=call.id,
+            session=session.id,
+            path=call.path,
+            prompt_tokens=step.prompt_tokens,
+            output_tokens=step.output_tokens,
+            reusable_tokens=call.reusable_tokens,
+            priority=action.priority,
+            gap_us=None if last else step.gap_us,
+        )
+        call.job = job
+        if session.arriving_at > self.now:
+            self._at(
+                session.arriving_at, Rank.CLUSTER, lambda: self._submit(action.engine, call, job)
+            )
+        else:
+            self._submit(action.engine, call, job)
+
+    def _submit(self, name: str, call: _Call, job: Job) -> None:
+        engine = self.engines.get(name)
+        if engine is None or call.job is not job or call.id not in self._calls:
+            return  # the engine was lost, or the request was cancelled, while KV was moving
+        engine.cancel(_ghost_id(call.session), self.now)
+        engine.submit(job, self.now)
+        self._after(engine)
+
+    def _move(self, action: act.Move) -> None:
+        """Copies what is resident; the request that follows waits for it."""
+        session = self._sessions[action.session]
+        source = self.engines[action.source]
+        path, size = session.lineage.path, self._limits.block_size
+        limit = session.lineage.context_tokens // size
+        tokens = source.cache.hit(path, limit) * size
+        begin = max(self.now, self._network_free.get(action.source, 0))
+        session.arriving_at = begin + self.cluster.engine.transfer_us(tokens)
+        self._network_free[action.source] = session.arriving_at
+        self.num_moves += 1
+
+        def arrive() -> None:
+            target = self.engines.get(action.target)
+            if target is not None and session.id in self._sessions:
+                target.adopt(path, tokens, self.now)
+            if action.source in self.engines:
+                source.drop(session.id, self.now)
+
+        self._at(session.arriving_at, Rank.CLUSTER, arrive)
+
+    def _prefetch(self, action: act.Prefetch) -> None:
+        session = self._sessions[action.session]
+        engine = self.engines[action.engine]
+        self.num_prefetches += 1
+        tokens = session.lineage.context_tokens
+        ghost = Job(
+            id=_ghost_id(session),
+            session=session.id,
+            path=session.lineage.path,
+            prompt_tokens=tokens,
+            output_tokens=1,
+        )
+        engine.prefetch(ghost, self.now)
+        self._after(engine)
+
+    # ---- the record
+
+    def _engine_usage(self, engine: SimEngine) -> EngineUsage:
+        occupancy, size = engine.cache.settle(self.now), self._limits.block_size
+        return EngineUsage(
+            engine=engine.name,
+            capacity_tokens=engine.cache.capacity * size,
+            window_us=self.now - self._window[0],
+            active=occupancy.active * size,
+            waiting=occupancy.waiting * size,
+            dead=occupancy.dead * size,
+            later_hit=occupancy.later_hit * size,
+            busy_us=engine.counts.busy_ps // 1_000_000,
+        )
+
+    def _record(self, wall_s: float) -> RunRecord:
+        engines = [*self.engines.values(), *self._ended_by_loss]
+        counts = [engine.counts for engine in engines]
+        size = self._limits.block_size
+        tokens = TokenCounts(
+            prompt=sum(c.prompt for c in counts),
+            hit=sum(c.hit for c in counts),
+            host_hit=sum(c.host_hit for c in counts),
+            regenerated=sum(c.regenerated for c in counts),
+            new=sum(c.new for c in counts),
+            output=sum(c.output for c in counts),
+            preempted=sum(c.preempted for c in counts),
+            prefetched=sum(c.prefetched for c in counts),
+        )
+        if self._window[1] is None:
+            self._end_window()
+        return RunRecord(
+            preset=self.preset,
+            seed=self.seed,
+            workflows=self.recorder.workflows,
+            engines=self._usage,
+            tokens=tokens,
+            ttft_us=self.recorder.ttft_us,
+            start_us=self._window[0],
+            end_us=self._window[1] or self.now,
+            finished_in_window=self._finished_in_window,
+            evicted_tokens=sum(e.cache.evicted for e in engines) * size,
+            num_evictions=sum(e.cache.num_evictions for e in engines),
+            num_steals=self.scheduler.state.num_steals,
+            num_moves=self.num_moves,
+            num_preemptions=sum(c.num_preemptions for c in counts),
+            num_prefetches=self.num_prefetches,
+            regenerated_gpu_us=sum(c.regenerated_ps for c in counts) // 1_000_000,
+            num_events=self.num_events,
+            wall_s=wall_s,
+        )
+
+
+def _ghost_id(session: _Session) -> str:
+    return f"{session.id}/ghost"

@@ -1,0 +1,21 @@
+"""Workflow scripts, and readers and writers of public trace formats."""
+
+from saga.traces.base import Problem, TraceError, TraceFile
+from saga.traces.check import check_script
+from saga.traces.reader import read_scripts
+from saga.traces.script import SessionScript, StepScript, WorkflowScript
+from saga.traces.scripts import write_scripts
+from saga.traces.stats import trace_stats
+
+__all__ = [
+    "Problem",
+    "SessionScript",
+    "StepScript",
+    "TraceError",
+    "TraceFile",
+    "WorkflowScript",
+    "check_script",
+    "read_scripts",
+    "trace_stats",
+    "write_scripts",
+]
