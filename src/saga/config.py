@@ -158,7 +158,7 @@ class _Settings:
 
 def preset_names() -> list[str]:
     """The presets that come with SAGA."""
-    files = resources.files("saga.presets").iterdir()
+    files = (resources.files("saga") / "presets").iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
@@ -221,7 +221,7 @@ def _text(name: str) -> str:
             raise ConfigError(f"preset file {name!r} cannot be read: {error.strerror}") from error
     if name not in preset_names():
         raise ConfigError(f"preset {name!r} is not known{_hint(name, preset_names())}")
-    return (resources.files("saga.presets") / f"{name}.yaml").read_text(encoding="utf-8")
+    return (resources.files("saga") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def _hint(name: str, allowed: Iterable[str]) -> str:

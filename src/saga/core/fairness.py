@@ -12,7 +12,7 @@ from collections import deque
 from saga.core.model import Request, Tenant, Workflow
 from saga.core.policy import ClusterView, FairnessPolicy
 
-REFRESH_PER_EVENT = 4
+REFRESH_PER_EVENT = 1
 """Urgencies looked at again per event: a small constant keeps decisions flat in the number of
 workflows, at the price that with very many of them an epoch is stretched."""
 

@@ -44,9 +44,16 @@ class Node:
 class RemainingWork:
     """Expected, from the current step on."""
 
-    steps: float
-    new_tokens: float
-    output_tokens: float
+    steps: float = 0.0
+    new_tokens: float = 0.0
+    output_tokens: float = 0.0
+
+    def __add__(self, other: RemainingWork) -> RemainingWork:
+        return RemainingWork(
+            self.steps + other.steps,
+            self.new_tokens + other.new_tokens,
+            self.output_tokens + other.output_tokens,
+        )
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from saga.core.errors import LifecycleError
+from saga.core.graph import RemainingWork
 
 
 class RequestState(StrEnum):
@@ -102,6 +103,8 @@ class Workflow:
     gap_us: int = 0
     """Return times of the sessions summed up."""
     num_steps: int = 0
+    remaining: RemainingWork = field(default_factory=RemainingWork)
+    """What its agent type's graph expects from now on, as of its last step."""
     urgency: float = 0.0
     urgency_at: int = -1
     """When it was last asked for."""

@@ -1,19 +1,20 @@
 """The policy Protocols, each one question, the read-only views they get, and their bundle.
 
 A policy is a frozen dataclass whose fields are its parameters. It may look at everything a view
-shows and touch nothing; it has no memory and no chance of its own (``tie_break`` is the only dice).
+shows and touch nothing; it has no memory and no chance of its own (``loads.tie_break`` is the only
+die).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
-from zlib import crc32
 
 from saga.core.cache import EvictionPolicy
 from saga.core.forecast import ReturnTimes
 from saga.core.graph import GraphStore, RemainingWork
+from saga.core.loads import Measure
 from saga.core.model import SessionState
 
 
@@ -24,6 +25,10 @@ class TenantView(Protocol):
     def weight(self) -> float: ...
     @property
     def service_us(self) -> float: ...
+    @property
+    def share(self) -> float:
+        """As the fairness policy has it at present; 1 without one."""
+        ...
 
 
 class WorkflowView(Protocol):
@@ -45,6 +50,10 @@ class WorkflowView(Protocol):
     def service_us(self) -> float: ...
     @property
     def num_steps(self) -> int: ...
+    @property
+    def remaining(self) -> RemainingWork:
+        """What the agent type's graph expects from now on, as of its last step."""
+        ...
 
 
 class SessionView(Protocol):
@@ -129,6 +138,14 @@ class ClusterView(Protocol):
         """Those that may be given work."""
         ...
 
+    def load(self, measure: Measure, engine: EngineView) -> float:
+        """The engine's load by one of the measures of ``loads``."""
+        ...
+
+    def least_loaded(self, measure: Measure, salt: str) -> EngineView:
+        """The engine with the least load; ties by the dice, with ``salt``."""
+        ...
+
     @property
     def return_times(self) -> ReturnTimes: ...
     @property
@@ -139,10 +156,6 @@ class ClusterView(Protocol):
 
     def acting_sessions(self, engine: EngineView) -> Iterator[SessionView]:
         """Sessions at home there that are in a tool."""
-        ...
-
-    def share(self, tenant: TenantView) -> float:
-        """The tenant's present share, as the fairness policy has it; 1 without one."""
         ...
 
 
@@ -284,64 +297,3 @@ class Policies:
     """Requests sent to an engine before it has started them; more wait in the scheduler, where they
     can still be ordered and stolen. None: all are sent at once and the engine queues them."""
     epoch_us: int = 100_000
-
-
-def tie_break(*names: object) -> int:
-    """A stateless die: the same names give the same number, on any machine and in any run."""
-    return crc32("/".join(map(str, names)).encode())
-
-
-def committed_load(engine: EngineView) -> float:
-    """KV working set over capacity."""
-    return engine.committed_tokens / engine.kv_capacity_tokens
-
-
-def session_load(engine: EngineView) -> float:
-    """Unfinished sessions that live there."""
-    return float(engine.num_sessions)
-
-
-def request_load(engine: EngineView) -> float:
-    """Requests queued for it or with it: what a load balancer without sessions sees."""
-    return float(engine.num_queued + engine.num_waiting + engine.num_running)
-
-
-def paper_load(engine: EngineView) -> float:
-    """0.5 utilisation + 0.5 memory pressure + 0.05 queue depth (the first author's code).
-
-    Utilisation is the batch's fill: a GPU with any work at all is always busy.
-    """
-    return (
-        0.5 * engine.num_running / engine.max_num_seqs
-        + 0.5 * engine.memory_pressure
-        + 0.05 * (engine.num_queued + engine.num_waiting)
-    )
-
-
-LOADS: Mapping[str, Callable[[EngineView], float]] = {
-    "committed": committed_load,
-    "sessions": session_load,
-    "requests": request_load,
-    "paper": paper_load,
-}
-
-
-def least_loaded(
-    engines: Sequence[EngineView], load: Callable[[EngineView], float], salt: str
-) -> EngineView:
-    """The engine with the least load; ties by the dice, since a fixed order makes avalanches."""
-    loads = [load(engine) for engine in engines]
-    least = min(loads)
-    ties = [engine for engine, value in zip(engines, loads, strict=True) if value == least]
-    return ties[tie_break(salt) % len(ties)] if len(ties) > 1 else ties[0]
-
-
-def remaining_work(workflow: WorkflowView, cluster: ClusterView) -> RemainingWork:
-    """What the agent type's graph expects of all the workflow's sessions from now on."""
-    graph = cluster.graphs[workflow.agent_type]
-    parts = [graph.remaining(s.tool, workflow.mean_steps) for s in workflow.sessions.values()]
-    return RemainingWork(
-        sum(part.steps for part in parts),
-        sum(part.new_tokens for part in parts),
-        sum(part.output_tokens for part in parts),
-    )

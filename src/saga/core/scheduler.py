@@ -17,7 +17,8 @@ from saga.core.cache import FOREVER
 from saga.core.errors import ClockError, DuplicateIdError, UnknownIdError
 from saga.core.fairness import ServiceLedger
 from saga.core.forecast import ReturnTimes
-from saga.core.graph import GraphStore
+from saga.core.graph import GraphStore, RemainingWork
+from saga.core.loads import MEASURES, Loads, Measure
 from saga.core.model import (
     ClusterState,
     Engine,
@@ -30,10 +31,10 @@ from saga.core.model import (
 )
 from saga.core.policy import (
     EngineView,
+    FairnessPolicy,
     Policies,
     RequestView,
     SessionView,
-    TenantView,
 )
 from saga.core.queues import FairQueue
 
@@ -48,6 +49,7 @@ class View:
         self._state = state
         self._queues = queues
         self.engines: Sequence[EngineView] = ()
+        self.loads = Loads()
         self.return_times = ReturnTimes()
         self.graphs = GraphStore()
 
@@ -63,6 +65,12 @@ class View:
     def num_arrived(self) -> int:
         return self._state.num_arrived
 
+    def load(self, measure: Measure, engine: EngineView) -> float:
+        return MEASURES[measure](self._state.engines[engine.id])
+
+    def least_loaded(self, measure: Measure, salt: str) -> EngineView:
+        return self.loads.least(measure, salt)
+
     def oldest_queued(self, engine: EngineView) -> RequestView | None:
         return self._queues[engine.id].oldest()
 
@@ -70,9 +78,6 @@ class View:
         for session in self._state.sessions.values():
             if session.state is SessionState.ACTING and session.home is engine:
                 yield session
-
-    def share(self, tenant: TenantView) -> float:
-        return self._state.tenants[tenant.id].share
 
 
 class Scheduler:
@@ -217,6 +222,7 @@ class Scheduler:
 
     def _engines_changed(self) -> None:
         self.view.engines = engines = self.state.open_engines
+        self.view.loads.reset(engines)
         self._max_capacity = max((engine.kv_capacity_tokens for engine in engines), default=0)
 
     # ---- workflows and sessions
@@ -268,6 +274,7 @@ class Scheduler:
             id=event.session, workflow=workflow, parent=event.parent, acting_since=event.at
         )
         self.state.sessions[session.id] = workflow.sessions[session.id] = session
+        self._expect(workflow)
 
     def _session_closed(self, event: ev.SessionClosed) -> None:
         self._close(self._session(event.session))
@@ -360,6 +367,7 @@ class Scheduler:
         session.tool = event.tool
         session.acting_since = event.at
         session.num_prefetches = 0
+        self._expect(session.workflow)
         session.context_tokens = request.prompt_tokens + event.output_tokens
         if session.home is engine:
             self._set_resident(session, session.context_tokens)
@@ -392,6 +400,12 @@ class Scheduler:
         if session.num_steps:
             new = max(0, request.prompt_tokens - session.context_tokens)
             graph.observe_step(session.tool, event.tool, new_tokens=new)
+
+    def _expect(self, workflow: Workflow) -> None:
+        """Brings the workflow's expected remaining work up to date."""
+        graph = self.view.graphs[workflow.agent_type]
+        parts = [graph.remaining(s.tool, workflow.mean_steps) for s in workflow.sessions.values()]
+        workflow.remaining = parts[0] if len(parts) == 1 else sum(parts, RemainingWork())
 
     def _end(self, request: Request, state: RequestState, reason: str) -> None:
         """The request leaves the system; its session is in a gap if it has no other."""
@@ -543,17 +557,20 @@ class Scheduler:
         assert session.home is not None
         session.home.resident_tokens += tokens - session.resident_tokens
         session.resident_tokens = tokens
+        self.view.loads.touch(session.home)
 
     def _assign(self, session: Session, engine: Engine | None, tokens: int) -> None:
         """Counts the session in the working set of the engine that has or will have its KV."""
         if session.assigned is not None:
             session.assigned.committed_tokens -= session.committed_tokens
             session.assigned.num_sessions -= 1
+            self.view.loads.touch(session.assigned)
         session.assigned = engine
         session.committed_tokens = tokens if engine is not None else 0
         if engine is not None:
             engine.committed_tokens += tokens
             engine.num_sessions += 1
+            self.view.loads.touch(engine)
 
     def _protect_queued(self, session: Session) -> None:
         retention = self.policies.retention
@@ -644,16 +661,19 @@ class Scheduler:
         """Everything that may follow from what just changed."""
         if (self._num_placed or self.unadmitted) and len(self.state.tenants) > 1:
             self.ledger.refresh(self.view)
-        self._prefetch_due()
-        self._admit()
+        if self._prefetches and self._prefetches[0][0] <= self.state.now:
+            self._prefetch_due()
+        if self.unadmitted:
+            self._admit()
         while self._stirred:
             _, engine = self._stirred.popitem()
             queue = self.queues[engine.id]
             while queue and self.has_room(engine):
                 self._dispatch(queue.pop(), engine)
             if queue and self.policies.fairness is not None:
-                self._preempt(engine, queue)
-        self._ask_to_wake()
+                self._consider_preemption(engine, queue, self.policies.fairness)
+        if self._prefetches or self._num_placed or self.unplaced:
+            self._ask_to_wake()
 
     def _admit(self) -> None:
         """Starts workflows in their order for as long as the admission policy agrees."""
@@ -673,14 +693,18 @@ class Scheduler:
                         self.unadmitted.remove(request)
                         self._place(request)
 
-    def _preempt(self, engine: Engine, queue: FairQueue) -> None:
-        if engine.preempt_checked == self.state.now // self.policies.epoch_us:
+    def _consider_preemption(
+        self, engine: Engine, queue: FairQueue, fairness: FairnessPolicy
+    ) -> None:
+        """Once per epoch, while somebody waits: may the head of the queue push a request out?"""
+        epoch = self.state.now // self.policies.epoch_us
+        if engine.preempt_checked == epoch:
             return
-        engine.preempt_checked = self.state.now // self.policies.epoch_us
+        engine.preempt_checked = epoch
         head = queue.peek()
+        assert head is not None
         running = [r for r in engine.requests.values() if r.state is RequestState.RUNNING]
-        assert head is not None and self.policies.fairness is not None
-        victim = self.policies.fairness.preempt(head, running, self.view)
+        victim = fairness.preempt(head, running, self.view)
         if victim is None:
             return
         request = self.state.requests[victim.id]
@@ -713,9 +737,13 @@ class Scheduler:
         self._actions.append(action)
 
     def _stir(self, engine: Engine) -> None:
+        """Its queue or its room changed."""
+        self.view.loads.touch(engine)
         self._stirred[engine.id] = engine
 
     def _note_idle(self, engine: Engine) -> None:
+        """It has fewer requests."""
+        self.view.loads.touch(engine)
         if not (engine.num_queued or engine.num_waiting or engine.num_running):
             engine.idle_since = self.state.now
 

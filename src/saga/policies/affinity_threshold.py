@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from saga.core.policy import LOADS, ClusterView, RequestView, Route, least_loaded
+from saga.core.loads import Measure
+from saga.core.policy import ClusterView, RequestView, Route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,9 +14,9 @@ class AffinityThreshold:
     """
 
     theta: float = 0.8
-    load: Literal["requests", "sessions", "committed", "paper"] = "paper"
+    load: Measure = "paper"
     """Load by which an engine is too loaded."""
-    placement: Literal["requests", "sessions", "committed", "paper"] = "paper"
+    placement: Measure = "paper"
     """Load by which another engine is chosen."""
     move_kv: bool = False
     """Whether the KV follows a session that leaves a loaded engine, or is computed again."""
@@ -26,12 +26,13 @@ class AffinityThreshold:
     def route(self, request: RequestView, cluster: ClusterView) -> Route | None:
         session = request.session
         home = session.home
-        load = LOADS[self.load]
         warm = home is not None and not home.draining and session.resident_tokens > 0
-        if warm and home is not None and load(home) < self.theta:
+        if warm and home is not None and cluster.load(self.load, home) < self.theta:
             return Route(home, "affinity")
-        best = least_loaded(cluster.engines, LOADS[self.placement], request.id)
-        if warm and home is not None and load(best) > load(home) - self.margin:
-            return Route(home, "affinity: no better engine")
+        best = cluster.least_loaded(self.placement, request.id)
+        if warm and home is not None:
+            gain = cluster.load(self.load, home) - cluster.load(self.load, best)
+            if gain < self.margin:
+                return Route(home, "affinity: no better engine")
         reason = "new session or no KV left" if not warm else "home too loaded"
         return Route(best, reason, move_kv=self.move_kv and warm)

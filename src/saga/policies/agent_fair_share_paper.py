@@ -3,13 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from saga.core.policy import (
-    ClusterView,
-    RequestView,
-    TenantView,
-    WorkflowView,
-    remaining_work,
-)
+from saga.core.policy import ClusterView, RequestView, TenantView, WorkflowView
 
 USUAL_COST_US = (250.0, 2_500.0)
 """GPU time per prefilled and per generated token where no engine is up to tell."""
@@ -32,7 +26,7 @@ class AgentFairSharePaper:
     preempt_ratio: float = 2.0
 
     def urgency(self, workflow: WorkflowView, cluster: ClusterView) -> float:
-        work = remaining_work(workflow, cluster)
+        work = workflow.remaining
         engines = cluster.engines
         if engines:
             cost_us = engines[0].cost_us(int(work.new_tokens), int(work.output_tokens))
@@ -49,13 +43,15 @@ class AgentFairSharePaper:
     ) -> RequestView | None:
         if cluster.now - head.arrived <= self.preempt_after_ms * 1e3 or not running:
             return None
-        lowest = min(running, key=lambda r: (cluster.share(r.session.workflow.tenant), r.id))
-        own = cluster.share(head.session.workflow.tenant)
-        other = cluster.share(lowest.session.workflow.tenant)
-        return lowest if own > self.preempt_ratio * other else None
+        lowest = min(running, key=_share)
+        return lowest if _share(head) > self.preempt_ratio * _share(lowest) else None
 
     def _deadline(self, workflow: WorkflowView, cluster: ClusterView, work_us: float) -> float:
         if workflow.deadline is not None:
             return workflow.deadline
         expected = cluster.graphs[workflow.agent_type].ideal_us.value(work_us)
         return workflow.submitted + self.slo_factor * expected
+
+
+def _share(request: RequestView) -> float:
+    return request.session.workflow.tenant.share

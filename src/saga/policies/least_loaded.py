@@ -1,17 +1,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from saga.core.policy import LOADS, ClusterView, RequestView, Route, least_loaded
+from saga.core.loads import Measure
+from saga.core.policy import ClusterView, RequestView, Route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeastLoaded:
     """Which engine? The least loaded one, for every request anew."""
 
-    load: Literal["requests", "sessions", "committed", "paper"] = "requests"
+    load: Measure = "requests"
 
     def route(self, request: RequestView, cluster: ClusterView) -> Route | None:
-        engine = least_loaded(cluster.engines, LOADS[self.load], request.id)
+        engine = cluster.least_loaded(self.load, request.id)
         return Route(engine, "least loaded")

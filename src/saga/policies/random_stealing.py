@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from saga.core.policy import LOADS, ClusterView, EngineView, Steal, tie_break
+from saga.core.loads import Measure, tie_break
+from saga.core.policy import ClusterView, EngineView, Steal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +21,10 @@ class RandomStealing:
     max_ratio: float = 2.0
     min_queue: int = 2
     max_steals: int = 4
-    load: Literal["requests", "sessions", "committed", "paper"] = "paper"
+    load: Measure = "paper"
 
     def steals(self, cluster: ClusterView) -> Sequence[Steal]:
-        load = LOADS[self.load]
-        loads = {engine.id: load(engine) for engine in cluster.engines}
+        loads = {engine.id: cluster.load(self.load, engine) for engine in cluster.engines}
         least = min(loads.values())
         idle = [engine for engine in cluster.engines if self._is_idle(engine, cluster.now)]
         if not idle and max(loads.values()) <= self.max_ratio * least:

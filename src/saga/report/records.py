@@ -77,7 +77,10 @@ class EngineUsage:
 
 @dataclass(slots=True, kw_only=True)
 class TokenCounts:
-    """Where prompt tokens came from; ``prompt = hit + host_hit + regenerated + new``, always."""
+    """Where prompt tokens came from; ``prompt = hit + host_hit + regenerated + new``, always.
+
+    Of the requests that started (output: finished) in the measured window.
+    """
 
     prompt: int = 0
     hit: int = 0
@@ -114,9 +117,10 @@ class RunRecord:
     num_steals: int = 0
     num_moves: int = 0
     num_preemptions: int = 0
+    """This and the evictions are of the measured window; steals, moves, prefetches of the run."""
     num_prefetches: int = 0
     regenerated_gpu_us: int = 0
-    """Engine time spent on regenerated tokens."""
+    """Engine time spent on regenerated tokens in the measured window."""
     num_events: int = 0
     num_excluded: int = 0
     """Workflows left out because a session is longer than an engine's KV."""

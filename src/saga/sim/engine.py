@@ -15,6 +15,7 @@ from enum import StrEnum
 from math import isqrt
 
 from saga.core.cache import FOREVER
+from saga.sim.counts import Counts
 from saga.sim.kv_cache import KVCache
 from saga.sim.latency import StepTime
 from saga.sim.lineage import Span
@@ -71,23 +72,6 @@ class Job:
 
     def __lt__(self, other: Job) -> bool:
         return (self.priority, self.number) < (other.priority, other.number)
-
-
-@dataclass(slots=True)
-class Counts:
-    """Prompt tokens by where they came from, and what else cost time."""
-
-    prompt: int = 0
-    hit: int = 0
-    host_hit: int = 0
-    regenerated: int = 0
-    new: int = 0
-    output: int = 0
-    preempted: int = 0
-    prefetched: int = 0
-    regenerated_ps: int = 0
-    busy_ps: int = 0
-    num_preemptions: int = 0
 
 
 @dataclass(slots=True)
@@ -151,7 +135,7 @@ class SimEngine:
     ) -> None:
         self.name = name
         self.cache = cache
-        self.counts = Counts()
+        self.counts = cache.counts
         self._step_time = step_time
         self._limits = limits
         self._tell = tell
@@ -234,6 +218,12 @@ class SimEngine:
         job.ghost = True
         job.priority = GHOST_PRIORITY
         self.submit(job, now)
+
+    def reset_counts(self, now: int) -> None:
+        """Counts and occupancy start at zero: the measured window begins."""
+        self._catch_up(now)
+        self.cache.reset_occupancy(now)
+        self.counts = self.cache.counts = Counts()
 
     @property
     def num_jobs(self) -> int:
@@ -399,9 +389,9 @@ class SimEngine:
         if job.cancelled:
             return
         if job.ghost:
-            self.counts.prefetched += job.prompt_tokens - job.hit_tokens - job.host_tokens
+            self.counts.tokens.prefetched += job.prompt_tokens - job.hit_tokens - job.host_tokens
         else:
-            self.counts.output += job.output_tokens
+            self.counts.tokens.output += job.output_tokens
         self._moments.append((Moment.FINISHED, job))
 
     # ---- memory
@@ -493,7 +483,7 @@ class SimEngine:
         self._grow(job, job.computed + chunk, now)
         self._prefilling.append(job)
         if job.started:
-            self.counts.preempted += max(0, job.lost_tokens - job.computed)
+            self.counts.tokens.preempted += max(0, job.lost_tokens - job.computed)
         else:
             self._count_start(job)
             self._moments.append((Moment.STARTED, job))
@@ -506,14 +496,14 @@ class SimEngine:
         if job.ghost:
             return
         regenerated = max(0, job.reusable_tokens - job.computed)
-        counts = self.counts
+        counts = self.counts.tokens
         counts.prompt += job.prompt_tokens
         counts.hit += job.hit_tokens
         counts.host_hit += job.host_tokens
         counts.regenerated += regenerated
         counts.new += job.prompt_tokens - job.computed - regenerated
         if regenerated:
-            counts.regenerated_ps += self._step_time.prefill_ps(
+            self.counts.regenerated_ps += self._step_time.prefill_ps(
                 job.computed, job.computed + regenerated, self._limits.max_num_batched_tokens
             )
 

@@ -17,7 +17,8 @@ from saga.core import actions as act
 from saga.core import events as ev
 from saga.core.policy import Policies
 from saga.core.scheduler import Scheduler
-from saga.report.records import EngineUsage, Outcome, RunRecord, TokenCounts
+from saga.report.records import EngineUsage, Outcome, RunRecord
+from saga.sim.counts import Counts
 from saga.sim.engine import LONGEST_JUMP, EngineLimits, Job, Moment, SimEngine
 from saga.sim.hardware import ClusterSpec
 from saga.sim.kv_cache import KVCache
@@ -110,8 +111,6 @@ class _Session:
     outstanding: int = 0
     """Sub-agents that its next step waits for."""
     finished_at: int = 0
-    due: int | None = None
-    """When its next request may arrive, sub-agents apart."""
     arriving_at: int = 0
     """When the KV that is being moved for it arrives."""
 
@@ -183,11 +182,13 @@ class Simulation:
         self._next_script = 0
         self._finished = 0
         self._ended = 0
-        self._ended_by_loss: list[SimEngine] = []
+        self._all_engines: list[SimEngine] = []
+        """Lost ones included."""
         self._num_warmup = int(plan.warmup * len(plan.scripts))
         self._window: tuple[int, int | None] = (0, None)
         """Start and, once known, end of the measured window."""
         self._usage: list[EngineUsage] = []
+        self._counts = Counts()
         self._finished_in_window = 0
 
     # ---- the loop
@@ -242,6 +243,7 @@ class Simulation:
             tell=lambda moment, job: self._moment(name, moment, job),
             reload_us=spec.reload_us,
         )
+        self._all_engines.append(self.engines[name])
         chunk, batch = self._limits.max_num_batched_tokens, 16
         self._tell(
             ev.EngineUp(
@@ -294,7 +296,7 @@ class Simulation:
 
     def _lose(self, name: str) -> None:
         """The engine is gone with its KV; the scheduler queues its requests again."""
-        self._ended_by_loss.append(self.engines.pop(name))
+        del self.engines[name]
         self._planned.pop(name, None)
         self._tell(ev.EngineDown(at=self.now, engine=name))
 
@@ -369,15 +371,15 @@ class Simulation:
         if number == self._num_warmup:
             self._window = (self.now, None)
             self._finished_in_window = 0
-            for engine in self.engines.values():
-                engine.cache.reset_occupancy(self.now)
-                engine.counts.busy_ps = 0
+            for engine in self._all_engines:
+                engine.reset_counts(self.now)
         elif number == len(self.plan.scripts) - 1:
             self._end_window()
 
     def _end_window(self) -> None:
         self._window = (self._window[0], self.now)
         self._usage = [self._engine_usage(engine) for engine in self.engines.values()]
+        self._counts = sum((engine.counts for engine in self._all_engines), Counts())
 
     def _open(self, workflow: _Workflow, index: int) -> None:
         script = workflow.script.sessions[index]
@@ -465,7 +467,6 @@ class Simulation:
         if session.next_step == len(session.script.steps):
             self._close(session)
         else:
-            session.due = self.now + step.gap_us
             self._continue_when_ready(session)
 
     def _spawn(self, session: _Session) -> None:
@@ -485,19 +486,17 @@ class Simulation:
             self._request(workflow.sessions[index])
 
     def _continue_when_ready(self, session: _Session) -> None:
-        """Plans the next request, unless sub-agents are still to be waited for."""
-        if session.outstanding == 0 and session.due is not None:
-            at = max(self.now, session.due)
-            self._at(at, Rank.CLIENT, lambda: self._continue(session))
+        """Begins the gap before the next request, unless sub-agents are still to be waited for."""
+        if session.outstanding == 0:
+            gap = session.script.steps[session.next_step - 1].gap_us
+            waited = self.now - session.finished_at
+            self._at(self.now + gap, Rank.CLIENT, partial(self._continue, session, gap, waited))
 
-    def _continue(self, session: _Session) -> None:
-        if session.due is None or session.id not in self._sessions:
+    def _continue(self, session: _Session, gap: int, waited: int) -> None:
+        if session.id not in self._sessions:
             return
         if session.index == 0:
-            gap = session.due - session.finished_at
-            waited = self.now - session.due
             self.recorder.gap(session.workflow.script.id, gap, waited)
-        session.due = None
         self._request(session)
 
     def _close(self, session: _Session) -> None:
@@ -511,7 +510,7 @@ class Simulation:
         if parent is not None and session.script.blocking:
             waiting = workflow.sessions[parent]
             waiting.outstanding -= 1
-            if waiting.id in self._sessions:
+            if waiting.id in self._sessions and waiting.call is None:
                 self._continue_when_ready(waiting)
         if workflow.num_open == 0 and workflow.num_planned == 0:
             self._end_workflow(workflow, Outcome.FINISHED)
@@ -658,38 +657,26 @@ class Simulation:
         )
 
     def _record(self, wall_s: float) -> RunRecord:
-        engines = [*self.engines.values(), *self._ended_by_loss]
-        counts = [engine.counts for engine in engines]
-        size = self._limits.block_size
-        tokens = TokenCounts(
-            prompt=sum(c.prompt for c in counts),
-            hit=sum(c.hit for c in counts),
-            host_hit=sum(c.host_hit for c in counts),
-            regenerated=sum(c.regenerated for c in counts),
-            new=sum(c.new for c in counts),
-            output=sum(c.output for c in counts),
-            preempted=sum(c.preempted for c in counts),
-            prefetched=sum(c.prefetched for c in counts),
-        )
         if self._window[1] is None:
             self._end_window()
+        counts = self._counts
         return RunRecord(
             preset=self.preset,
             seed=self.seed,
             workflows=self.recorder.workflows,
             engines=self._usage,
-            tokens=tokens,
+            tokens=counts.tokens,
             ttft_us=self.recorder.ttft_us,
             start_us=self._window[0],
             end_us=self._window[1] or self.now,
             finished_in_window=self._finished_in_window,
-            evicted_tokens=sum(e.cache.evicted for e in engines) * size,
-            num_evictions=sum(e.cache.num_evictions for e in engines),
+            evicted_tokens=counts.evicted_blocks * self._limits.block_size,
+            num_evictions=counts.num_evictions,
             num_steals=self.scheduler.state.num_steals,
             num_moves=self.num_moves,
-            num_preemptions=sum(c.num_preemptions for c in counts),
+            num_preemptions=counts.num_preemptions,
             num_prefetches=self.num_prefetches,
-            regenerated_gpu_us=sum(c.regenerated_ps for c in counts) // 1_000_000,
+            regenerated_gpu_us=counts.regenerated_ps // 1_000_000,
             num_events=self.num_events,
             wall_s=wall_s,
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from saga.core.cache import DEFAULT_REUSE, FOREVER, EvictionPolicy, KVEntry, RetentionIndex
 from saga.core.errors import InvariantError
+from saga.sim.counts import Counts
 from saga.sim.lineage import ENDLESS, Content, Span
 
 
@@ -73,8 +74,7 @@ class KVCache:
         self.dead = 0
         self.host_resident = 0
         self.occupancy = Occupancy()
-        self.evicted = 0
-        self.num_evictions = 0
+        self.counts = Counts()
         self.shrunk: dict[str, int] = {}
         """Sessions whose KV was used up by evictions, until the host has told: blocks left."""
         self._now = now
@@ -190,12 +190,12 @@ class KVCache:
             assert isinstance(victim, Segment)
             available = victim.evictable
             taken = available if self.index.policy.whole_entry else min(blocks, available)
-            self.evicted += taken
+            self.counts.evicted_blocks += taken
             blocks -= taken
             self._drop(victim, taken)
             self._recount(victim)
             if not victim.evictable:
-                self.num_evictions += 1
+                self.counts.num_evictions += 1
                 if victim.session is not None:
                     self.shrunk[victim.session] = victim.end
             self._forget_if_empty(victim)

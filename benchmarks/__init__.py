@@ -1,0 +1,1 @@
+"""Speed and memory figures. ``python -m benchmarks`` runs them all."""

@@ -1,1 +1,0 @@
-"""Bundles of policies as YAML files."""
