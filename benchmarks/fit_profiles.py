@@ -24,14 +24,14 @@ from saga.sim.profiles import (
     Agent,
     Compaction,
     Cut,
+    Population,
     Prefix,
     Profile,
-    ProfileWorkload,
     Subagents,
     Table,
     Tool,
 )
-from saga.traces import SessionScript, StepScript, read_scripts
+from saga.traces import SessionScript, StepScript, WorkflowScript, read_scripts
 
 OUTPUT = Path(__file__).parent.parent / "src/saga/sim/profiles.json"
 MAX_TOOLS = 8
@@ -44,12 +44,14 @@ GOES_ON = 0.95
 """A prompt that keeps at least this share of the context went on from it."""
 SHRINKS = 0.7
 """A prompt of less than this share of the context before it was compacted."""
+RESUMED_TOKENS = 40_000
+"""First prompts of fresh sessions are shorter; the trace has two humps, with few between."""
 LARGE_CONTEXT = 120_000
 LARGEST_LIMIT = 200_000
 LONGEST_USER_S = 600.0
 """A person who takes longer is taken to be away this long: TCT is to measure agents."""
 SCHEMA_TOKENS = 2000
-"""Tool schemas that thunder's counts leave out (its README: a constant of 1 to 3 thousand)."""
+"""Tool schemas that the counts of SWE-agent's trace leave out: 1 to 3 thousand by estimate."""
 MINISWE_PREFIX = 320
 """What the provider's cache hits in the first call of most tasks."""
 SMALLEST_PAGE = 50
@@ -58,10 +60,10 @@ ONE: Table = (1.0,) * len(LEVELS)
 
 
 def table(values: Iterable[float], weights: Iterable[int] | None = None) -> Table:
-    """Quantiles at LEVELS, to four digits; a value counts as often as its weight says."""
+    """Quantiles at LEVELS, to three digits; a value counts as often as its weight says."""
     repeats = 1 if weights is None else list(weights)
     found = np.quantile(np.repeat(list(values), repeats), LEVELS)
-    return tuple(float(f"{value:.4g}") for value in found.tolist())
+    return tuple(float(f"{value:.3g}") for value in found.tolist())
 
 
 def shares(counts: Counter[str | None], names: Sequence[str | None]) -> list[float]:
@@ -246,29 +248,29 @@ def fit_effects(
     }
 
 
-def fit_mini_swe(data: Path) -> ProfileWorkload:
+def fit_mini_swe(data: Path) -> Population:
     sessions = roots(data / "miniswe_deepseek.jsonl.gz")
     prefix = Prefix("mini-swe", MINISWE_PREFIX, 1.0)
-    return ProfileWorkload(
+    return Population(
         "mini-swe-agent on SWE-bench: shell commands, one chain",
         [Agent("mini-swe", 1.0, mean_steps(sessions), fit_profile(sessions, prefixes=[prefix]))],
     )
 
 
-def fit_swe_agent(data: Path) -> ProfileWorkload:
+def fit_swe_agent(data: Path) -> Population:
     """Tools go by the tasks that name them; the others hide them all."""
     sessions = roots(data / "thunder_sweagent_glm45.jsonl.gz")
     named = [session for session in sessions if session.steps[0].tool is not None]
     prefix = Prefix("swe-agent", SCHEMA_TOKENS, 1.0)
     profile = fit_profile(sessions, named=named, prefixes=[prefix])
     profile.first_prompt = tuple(value + SCHEMA_TOKENS for value in profile.first_prompt)
-    return ProfileWorkload(
+    return Population(
         "SWE-agent on SWE-bench Lite: shell and editor, one chain",
         [Agent("swe-agent", 1.0, mean_steps(sessions), profile)],
     )
 
 
-def fit_tau2(data: Path) -> ProfileWorkload:
+def fit_tau2(data: Path) -> Population:
     """One agent type per domain. The tools ran in memory: they get the paper's database times."""
     scripts = read_scripts(data / "tau2_bench.jsonl.gz").scripts
     database = paper.TOOLS["database_query"]
@@ -283,36 +285,54 @@ def fit_tau2(data: Path) -> ProfileWorkload:
             if tool.name is not None:
                 tool.gap_s, tool.in_tool = gap_s, 1.0
         agents.append(Agent(f"tau2-{domain}", count / len(scripts), mean_steps(sessions), profile))
-    return ProfileWorkload("tau2-bench customer service: tools and a talking customer", agents)
+    return Population("tau2-bench customer service: tools and a talking customer", agents)
 
 
-def fit_claude_code(data: Path, shell: Profile) -> ProfileWorkload:
-    """Structure and sizes of the trace; its tools have no names and coarse times: the shell's."""
+def fit_claude_code(data: Path, shell: Profile) -> Population:
+    """Fresh sessions and resumed ones, which begin with a long context and are shorter."""
     scripts = read_scripts(data / "weka_claude_code.jsonl.gz").scripts
     sessions = [script.sessions[0] for script in scripts]
-    children = [child for script in scripts for child in script.sessions[1:]]
+    fresh = [one for one in sessions if one.steps[0].prompt_tokens < RESUMED_TOKENS]
+    resumed = [one for one in sessions if one.steps[0].prompt_tokens >= RESUMED_TOKENS]
+    mean = mean_steps(sessions)
+    share = round(len(fresh) / len(sessions), 4)
+    subagents = fit_subagents(scripts, len(fresh), shell)
+    return Population(
+        "Claude Code sessions: long contexts, people who pause, sub-agents",
+        [
+            Agent("claude-code", share, mean, fit_grafted(fresh, shell), subagents),
+            Agent("claude-code", 1 - share, mean, fit_grafted(resumed, shell)),
+        ],
+    )
+
+
+def fit_grafted(sessions: Sequence[SessionScript], shell: Profile) -> Profile:
+    """Structure and sizes of the sessions; their tools have no names and coarse times: the
+    shell's."""
     profile = fit_profile(sessions, exact_reuse=True, prefixes=common_prefixes(sessions))
     profile.tools = graft(profile.tools, shell.tools)
-    below = fit_profile(children, exact_reuse=True, prefixes=common_prefixes(children))
-    below.tools = graft(below.tools, shell.tools)
+    return profile
+
+
+def fit_subagents(
+    scripts: Sequence[WorkflowScript], num_sessions: int, shell: Profile
+) -> Subagents:
+    """Of the fresh sessions: nine in ten of those that call any are fresh."""
+    children = [child for script in scripts for child in script.sessions[1:]]
     calls = [Counter(child.spawn_step for child in script.sessions[1:]) for script in scripts]
     together = Counter(count for call in calls for count in call.values())
-    subagents = Subagents(
-        probability=round(sum(map(bool, calls)) / len(scripts), 4),
+    return Subagents(
+        probability=round(sum(map(bool, calls)) / num_sessions, 4),
         calling_steps=table(len(call) for call in calls if call),
         together=[
             round(together[count] / together.total(), 4) for count in range(1, max(together) + 1)
         ],
         delay_s=round(float(np.median([c.delay_us for c in children if c.blocking])) / 1e6, 3),
-        profile=below,
-    )
-    return ProfileWorkload(
-        "Claude Code sessions: long contexts, people who pause, sub-agents",
-        [Agent("claude-code", 1.0, mean_steps(sessions), profile, subagents)],
+        profile=fit_grafted(children, shell),
     )
 
 
-def common_prefixes(sessions: Sequence[SessionScript], most: int = 8) -> list[Prefix]:
+def common_prefixes(sessions: Sequence[SessionScript], most: int = 20) -> list[Prefix]:
     """The most frequent declared prefixes that at least two sessions begin with."""
     counts = Counter((session.prefix, session.prefix_tokens) for session in sessions)
     return [
@@ -362,7 +382,7 @@ def usual_shares(tools: Sequence[Tool]) -> list[float]:
     return [float(share) for share in found]
 
 
-def fit_browser(data: Path) -> ProfileWorkload:
+def fit_browser(data: Path) -> Population:
     """Three agents known by their quantiles; tools of WebVoyager, gaps of WebTestPilot."""
     tables = json.loads((data / "web_agent_quantiles.json").read_text())
     tools = fit_tools(roots(data / "webvoyager_gpt4v.jsonl.gz"))
@@ -373,7 +393,7 @@ def fit_browser(data: Path) -> ProfileWorkload:
         browser_agent(f"browser-{name.lower()}", tables[f"notte_web_{name}"], tools)
         for name in ("BrowserUse", "Convergence", "Notte")
     ]
-    return ProfileWorkload("Browser agents that see one page at a time", agents)
+    return Population("Browser agents that see one page at a time", agents)
 
 
 def browser_agent(agent_type: str, tables: dict[str, Any], tools: Sequence[Tool]) -> Agent:
@@ -411,7 +431,7 @@ def regrid(percentiles: dict[str, float]) -> Table:
     )
     levels, values = zip(*known, strict=True)
     logs = np.interp(LEVELS, levels, np.log1p(values))
-    return tuple(float(f"{value:.4g}") for value in np.expm1(logs).tolist())
+    return tuple(float(f"{value:.3g}") for value in np.expm1(logs).tolist())
 
 
 def roots(path: Path) -> list[SessionScript]:

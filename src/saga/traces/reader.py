@@ -1,0 +1,131 @@
+"""Reading any of the trace formats: what a file is, is seen from what it holds."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import msgspec
+
+from saga.traces.agent import read_agent
+from saga.traces.azure import CSV_HEADER, read_azure
+from saga.traces.base import Line, ReadLog, TraceError, TraceFile
+from saga.traces.mooncake import read_mooncake
+from saga.traces.script import WorkflowScript
+from saga.traces.scripts import FORMAT, read_saga
+
+Read = Callable[[Iterable[Line], ReadLog], Iterator[tuple[int, WorkflowScript]]]
+
+_GZIP = b"\x1f\x8b"
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_scripts(path: str | Path, *, strict: bool = False) -> TraceFile:
+    """Read the workflows of a trace file: agent traces, Mooncake, Azure, or ``saga.scripts.v1``.
+
+    A record that cannot be used becomes a Problem and the others are kept; with ``strict`` it is
+    raised as ``TraceError("FILE:LINE: reason")``. Except in the project's own format, arrival times
+    are moved to count from the first one. Raises TraceError naming the file if it cannot be read,
+    is in no known format, or holds no usable workflow.
+    """
+    path = Path(path)
+    log = ReadLog(path, strict)
+    lines = _lines(_content(path, log))
+    kind, read = _format(lines, path)
+    scripts = list(_unique(read(lines, log), log))
+    if not scripts:
+        told = "".join(f": line {one.line}: {one.reason}" for one in log.problems[:1])
+        raise TraceError(f"{path}: no usable workflow{told}")
+    return TraceFile(
+        path=path,
+        kind=kind,
+        scripts=scripts if kind == "saga" else _from_first_arrival(scripts),
+        problems=sorted(log.problems, key=lambda problem: problem.line),
+        notes=log.notes,
+    )
+
+
+def _content(path: Path, log: ReadLog) -> bytes:
+    """The whole file, unpacked; of a damaged gzip file the lines before the damage."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror}") from error
+    if not raw.startswith(_GZIP):
+        return raw
+    unpacked = bytearray()
+    with gzip.open(BytesIO(raw)) as file:
+        try:
+            while chunk := file.read1(1 << 16):
+                unpacked += chunk
+        except (OSError, EOFError, zlib.error) as error:
+            del unpacked[unpacked.rfind(b"\n") + 1 :]
+            log.problem(
+                unpacked.count(b"\n") + 1, f"the gzip data is damaged from here on: {error}"
+            )
+    return bytes(unpacked)
+
+
+def _lines(content: bytes) -> list[Line]:
+    texts = content.removeprefix(_BOM).split(b"\n")
+    return [Line(number, text.strip()) for number, text in enumerate(texts, 1) if text.strip()]
+
+
+def _format(lines: list[Line], path: Path) -> tuple[str, Read]:
+    """What the first line that tells anything says the file is."""
+    for line in lines:
+        if line.text == CSV_HEADER:
+            return "azure", read_azure
+        try:
+            record = msgspec.json.decode(line.text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and (found := _format_of(record, path)):
+            return found
+    raise TraceError(
+        f"{path}: no known trace format. Expected JSON lines with steps (agent traces), hash_ids "
+        f"(Mooncake), t, in and out (Azure) or a {FORMAT} header, or CSV with the columns "
+        f"{CSV_HEADER.decode()}"
+    )
+
+
+def _format_of(record: dict[str, object], path: Path) -> tuple[str, Read] | None:
+    if record.get("format") == FORMAT:
+        return "saga", read_saga
+    if "hash_scope" in record:
+        return "weka", partial(read_agent, agent_type="claude-code")
+    if "steps" in record:
+        return "agent", partial(read_agent, agent_type=path.name.split(".")[0])
+    if "hash_ids" in record:
+        return "mooncake", partial(read_mooncake, published="timestamp" in record)
+    if {"t", "in", "out"} <= record.keys():
+        return "azure", read_azure
+    return None
+
+
+def _unique(
+    scripts: Iterable[tuple[int, WorkflowScript]], log: ReadLog
+) -> Iterator[WorkflowScript]:
+    first_line: dict[str, int] = {}
+    for line, script in scripts:
+        earlier = first_line.setdefault(script.id, line)
+        if earlier == line:
+            yield script
+        else:
+            log.problem(line, f"task {script.id!r} was in line {earlier} already")
+
+
+def _from_first_arrival(scripts: list[WorkflowScript]) -> list[WorkflowScript]:
+    times = [script.submitted_us for script in scripts if script.submitted_us is not None]
+    start = min(times, default=0)
+    return [
+        script
+        if script.submitted_us is None
+        else replace(script, submitted_us=script.submitted_us - start)
+        for script in scripts
+    ]
