@@ -38,8 +38,10 @@ DEFAULTS: dict[str, str | None] = dict.fromkeys(QUESTIONS) | {
     "routing": "least_loaded",
     "ordering": "fcfs",
     "eviction": "prefix_lru",
+    "offload": "host_lru",
 }
-"""What ``null`` means: no such policy, or what a plain engine behind a balancer does."""
+"""What ``null`` means: no such policy, or what plain engines behind a balancer do. (Offload: only
+engines that have host memory for KV use it.)"""
 
 SETTINGS = ("max_waiting_per_engine", "epoch_us")
 _KEYS = (*QUESTIONS, *SETTINGS, "description", "extends")

@@ -13,7 +13,7 @@ from itertools import accumulate
 from saga.sim.chance import Stream, generator
 from saga.sim.paper import BURSTGPT, SWE_BENCH, WEBARENA, AgentSpec
 from saga.sim.profiles import Population, load_profiles
-from saga.traces import SessionScript, StepScript, WorkflowScript, read_scripts
+from saga.traces import Problem, SessionScript, StepScript, WorkflowScript, read_scripts
 
 MAX_TOOL_CV = 100.0
 
@@ -43,6 +43,8 @@ class Workload(ABC):
     tenants: tuple[TenantSpec, ...] = (TenantSpec("default"),)
     tool_scale: float = 1.0
     """Multiplies every gap and the time in the tool."""
+    problems: tuple[Problem, ...] = ()
+    """What its file has that could not be read."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.tool_scale <= 1e6:
@@ -260,4 +262,5 @@ def _file_workload(spec: str, strict: bool, own_tenants: bool) -> FileWorkload:
         ),
         bodies=tuple(bodies),
         own_tenants=own_tenants,
+        problems=tuple(trace.problems),
     )

@@ -1,0 +1,102 @@
+"""The paper's claims, one experiment each: ``python -m benchmarks.reproduce [NAME ...]``.
+
+Every case is a ``saga`` command line; its JSON goes to ``out/reproduce/NAME.json`` and is not run
+again while that file is there. docs/reproduce.md discusses the figures.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from saga.cli import main as saga
+
+OUT = Path("out/reproduce")
+BASE = "compare --presets vllm_apc_affinity,saga_paper,saga,batch_optimal"
+SMALL = "--cluster paper-16xa100 --tasks 500 --seeds 4"
+ABLATION = (
+    "compare --presets saga_paper,saga_paper_no_affinity,saga_paper_no_wa_lru,saga_paper_no_ttl,"
+    "saga_paper_no_stealing,saga_paper_no_prefetch,saga_paper_no_afs"
+)
+ORDERS = ",".join(
+    f"saga_paper+ordering={order}" for order in ("hybrid_order", "breadth_first", "depth_first")
+)
+
+CASES: dict[str, str] = {
+    "main-swe": "compare --presets vllm_apc_affinity,vllm,saga_paper,saga,batch_optimal "
+    "--workload swe-bench --cluster paper-64xa100 --load 1.0 --tasks 1500 --seeds 4",
+    "main-web": "compare --presets vllm_apc_affinity,vllm,saga_paper,saga,batch_optimal "
+    "--workload webarena --cluster paper-64xa100 --load 1.0 --tasks 1500 --seeds 4",
+    **{
+        f"load-{load}": f"{BASE} --workload swe-bench --load {load} {SMALL}"
+        for load in ("0.7", "0.8", "0.9", "1.0", "1.1", "1.2")
+    },
+    "ablation": f"{ABLATION} --workload swe-bench --load 1.0 {SMALL}",
+    "slo": f"{BASE} --workload burstgpt-mix --cluster paper-64xa100 --load 0.8 --tasks 1200 "
+    "--seeds 2",
+    **{
+        f"tool-cv-{cv}": f"compare --presets vllm_apc_affinity,saga_paper,saga "
+        f"--workload swe-bench --load 0.95 --set tool_cv={cv} {SMALL}"
+        for cv in ("0.5", "1", "2", "3")
+    },
+    "tool-heavy": f"{BASE} --workload swe-bench --load 1.0 --set tool_scale=20 {SMALL}",
+    "orders": f"compare --presets {ORDERS} --workload swe-bench --load 1.1 "
+    "--cluster paper-32xa100 --tasks 800 --seeds 3",
+    "host-tier": f"{BASE} --workload swe-bench --load 1.1 --set host_memory_gib=366 {SMALL}",
+    "oracle-swe": "oracle --presets vllm_apc_affinity+eviction=lru,vllm_apc_affinity,saga_paper,"
+    "saga,oracle --workload swe-bench --cluster paper-16xa100 --load 0.8 --tasks 500 --seeds 3",
+    "oracle-web": "oracle --presets vllm_apc_affinity+eviction=lru,vllm_apc_affinity,saga_paper,"
+    "saga,oracle --workload webarena --cluster paper-16xa100 --load 0.8 --tasks 500 --seeds 3",
+    "oracle-mini-swe": "oracle --presets vllm_apc_affinity+eviction=lru,vllm_apc_affinity,"
+    "saga_paper,saga,oracle --workload mini-swe --cluster paper-16xa100 --load 0.8 --tasks 500 "
+    "--seeds 3",
+    "claude-code": f"{BASE} --workload claude-code --load 1.0 {SMALL}",
+    "mini-swe": f"{BASE} --workload mini-swe --load 1.0 {SMALL}",
+}
+
+
+def run(name: str) -> None:
+    path = OUT / f"{name}.json"
+    print(f"\n== {name}: saga {CASES[name]}", flush=True)
+    if not path.exists():
+        arguments = shlex.split(CASES[name]) + ["--json", str(path)]
+        quiet = ["--quiet"] if arguments[0] == "compare" else []
+        if saga(arguments + quiet):
+            raise SystemExit(f"{name} failed")
+    show(json.loads(path.read_text()))
+
+
+def show(document: dict[str, Any]) -> None:
+    if "presets" not in document:
+        for preset, ratios in document.items():
+            print(f"  {preset:38}", {key: ratio and round(ratio, 2) for key, ratio in ratios.items()})
+        return
+    reference = next(iter(document["presets"]))
+    for preset, figures in document["presets"].items():
+        comparison = document["comparisons"].get(f"{reference} vs {preset}")
+        speedup = "reference"
+        if comparison and comparison["speedup_geomean"]:
+            low, high = comparison["ci95"] or (float("nan"), float("nan"))
+            speedup = f"{comparison['speedup_geomean']:.2f} [{low:.2f}, {high:.2f}]"
+        print(
+            f"  {preset:34} {speedup:20} mean {figures['tct_mean_s'] or 0:7.0f} s"
+            f"  regen {figures['regenerated_fraction'] or 0:6.1%}"
+            f"  useful {figures['kv_useful'] or 0:5.2f}"
+            f"  {figures['throughput_tasks_per_min'] or 0:6.2f}/min"
+            f"  SLO {figures['slo_attainment'] or 0:6.1%}"
+            f"  wait {figures['longest_wait_s'] or 0:6.0f} s"
+        )
+        if len(figures["slo_by_class"] or {}) > 1:
+            print(f"    {figures['slo_by_class']}")
+
+
+if __name__ == "__main__":
+    unknown = [name for name in sys.argv[1:] if name not in CASES]
+    if unknown:
+        raise SystemExit(f"no case {unknown[0]!r}; known are {', '.join(CASES)}")
+    OUT.mkdir(parents=True, exist_ok=True)
+    for case in sys.argv[1:] or CASES:
+        run(case)

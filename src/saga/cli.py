@@ -1,0 +1,366 @@
+"""The ``saga`` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+import saga
+from saga.config import known_policies, load_preset, preset_names
+from saga.sim.experiment import KNOBS, Experiment, parse_knobs, run
+from saga.sim.hardware import CLUSTERS
+from saga.sim.workload import list_workloads
+from saga.traces import Problem, read_scripts, trace_stats
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from saga.report.report import Report
+
+DEMO_PRESETS = ("vllm_apc_affinity", "saga_paper", "saga")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 when it did what was asked, 2 for a mistake in what was asked."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    arguments.argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code: int = arguments.call(arguments)
+    except (ValueError, OSError) as error:
+        print(f"saga: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("saga: interrupted", file=sys.stderr)
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="saga", description="Workflow-atomic scheduling for AI-agent inference."
+    )
+    parser.add_argument("--version", action="version", version=f"saga {saga.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_simulate(commands)
+    _add_compare(commands)
+    demo = commands.add_parser("demo", help="the main job on the paper's cluster, with a report")
+    demo.add_argument("--out", type=Path, default=Path("out/demo"), metavar="DIR")
+    demo.add_argument("--tasks", type=int, default=400, metavar="M")
+    demo.add_argument("--seeds", type=int, default=4, metavar="N")
+    demo.set_defaults(call=_demo)
+    _add_oracle(commands)
+    _add_lists(commands)
+    _add_trace(commands)
+    return parser
+
+
+def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    simulate = commands.add_parser("simulate", help="one preset on a simulated cluster")
+    simulate.add_argument("--preset", default="saga", metavar="NAME")
+    simulate.add_argument("--seed", type=int, default=1, metavar="K")
+    _add_setting(simulate)
+    simulate.set_defaults(call=_simulate)
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="presets on the same workload with paired seeds",
+        description="The first preset is the reference. NAME+KEY=VALUE changes a line of a preset.",
+    )
+    compare.add_argument("--presets", required=True, metavar="A,B")
+    compare.add_argument("--seeds", type=int, default=12, metavar="N")
+    _add_setting(compare)
+    compare.set_defaults(call=_compare)
+
+
+def _add_setting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workload", default="swe-bench", metavar="W", help="a name or file:PATH")
+    parser.add_argument("--cluster", default="paper-64xa100", metavar="C")
+    load = parser.add_mutually_exclusive_group()
+    load.add_argument("--load", type=float, metavar="X", help="relative to the fluid saturation")
+    load.add_argument("--rate", type=float, metavar="TASKS_PER_MIN")
+    load.add_argument("--agents", type=int, metavar="N", help="closed loop, in the whole cluster")
+    parser.add_argument("--tasks", type=int, default=500, metavar="M")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="knobs",
+        help="; ".join(f"{key}: {text}" for key, (_, text) in KNOBS.items()),
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--html", type=Path, metavar="FILE")
+    parser.add_argument("--figures", type=Path, metavar="DIR")
+    parser.add_argument("--processes", type=int, metavar="P", help="default: one per core")
+    parser.add_argument("--check", action="store_true", help="check the laws after every event")
+    parser.add_argument("--strict", action="store_true", help="a broken trace line is an error")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no tables")
+
+
+def _add_oracle(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    oracle = commands.add_parser(
+        "oracle", help="regenerated tokens over the offline optimum's, on a frozen timeline"
+    )
+    oracle.add_argument("--presets", required=True, metavar="A,B")
+    oracle.add_argument("--workload", default="swe-bench", metavar="W")
+    oracle.add_argument("--cluster", default="paper-16xa100", metavar="C")
+    oracle.add_argument("--load", type=float, default=0.8, metavar="X")
+    oracle.add_argument("--tasks", type=int, default=500, metavar="M")
+    oracle.add_argument("--seeds", type=int, default=3, metavar="N")
+    oracle.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="knobs")
+    oracle.add_argument("--json", type=Path, metavar="FILE")
+    oracle.set_defaults(call=_oracle)
+
+
+def _add_lists(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    for name, call, text in (
+        ("policies", _policies, "policies with their parameters, and presets"),
+        ("workloads", _workloads, "built-in workloads"),
+        ("clusters", _clusters, "built-in clusters"),
+    ):
+        commands.add_parser(name, help=f"list {text}").set_defaults(call=call)
+
+
+def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    trace = commands.add_parser("trace", help="look at trace files")
+    actions = trace.add_subparsers(required=True, metavar="ACTION")
+    stats = actions.add_parser("stats", help="what a trace file contains")
+    stats.add_argument("file", type=Path)
+    stats.add_argument("--strict", action="store_true")
+    stats.set_defaults(call=_trace_stats)
+
+
+# ---- running
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    return _play(arguments, (arguments.preset,), (arguments.seed,), "Simulation")
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    presets = tuple(name for name in arguments.presets.split(",") if name)
+    if arguments.seeds < 1:
+        raise ValueError(f"--seeds {arguments.seeds}: must be at least 1")
+    return _play(arguments, presets, tuple(range(1, arguments.seeds + 1)), "Comparison")
+
+
+def _play(
+    arguments: argparse.Namespace, presets: tuple[str, ...], seeds: tuple[int, ...], title: str
+) -> int:
+    given = (arguments.load, arguments.rate, arguments.agents)
+    experiment = Experiment(
+        presets=presets,
+        workload=arguments.workload,
+        cluster=arguments.cluster,
+        load=0.9 if given == (None, None, None) else arguments.load,
+        rate_per_min=arguments.rate,
+        agents=arguments.agents,
+        tasks=arguments.tasks,
+        seeds=seeds,
+        knobs=parse_knobs(arguments.knobs),
+        strict=arguments.strict,
+        check=arguments.check,
+    )
+    console = _console(quiet=arguments.quiet)
+    _describe(experiment, console)
+    report = _report(experiment, arguments, title)
+    if not arguments.quiet:
+        report.tables(console)
+    if arguments.json:
+        report.write_json(_prepared(arguments.json))
+    if arguments.html:
+        report.write_html(_prepared(arguments.html))
+    if arguments.figures:
+        report.write_figures(arguments.figures)
+    return 0
+
+
+def _report(experiment: Experiment, arguments: argparse.Namespace, title: str) -> Report:
+    from saga.report.report import Report
+
+    began = time.perf_counter()
+    runs = run(experiment, processes=arguments.processes, quiet=arguments.quiet)
+    excluded = max(record.num_excluded for records in runs.values() for record in records)
+    return Report(
+        title=f"{title}: {', '.join(experiment.presets)}",
+        parameters=_parameters(experiment, arguments, excluded),
+        runs=runs,
+        wall_s=time.perf_counter() - began,
+    )
+
+
+def _parameters(
+    experiment: Experiment, arguments: argparse.Namespace, excluded: int
+) -> dict[str, str]:
+    cluster = experiment.cluster_spec
+    parameters = {
+        "cluster": f"{cluster.num_engines} x {cluster.engine.model.name} "
+        f"TP{cluster.engine.tp} {cluster.engine.gpu.name}",
+        "workload": experiment.workload,
+    }
+    if experiment.load is not None:
+        parameters["load"] = f"{experiment.load:g}"
+    if experiment.rate_per_s is not None:
+        parameters["arrival rate"] = f"{experiment.rate_per_s * 60:.3g} tasks/min"
+    else:
+        parameters["agents"] = str(experiment.agents)
+    parameters |= {
+        "saturation": f"{_saturation_per_min(experiment):.3g} tasks/min (fluid model)",
+        "KV per engine": f"{cluster.engine.kv_capacity_tokens:,} tokens",
+        "tasks per seed": f"{experiment.tasks}, first {experiment.knobs.get('warmup', 0.15):.0%} "
+        "not measured",
+        "seeds": ", ".join(map(str, experiment.seeds)),
+        "left out": f"{excluded} tasks longer than an engine's KV",
+        "version": saga.__version__,
+        "command": f"saga {shlex.join(arguments.argv)}",
+    }
+    return parameters
+
+
+def _describe(experiment: Experiment, console: Console) -> None:
+    """What is about to run, so that a long run can be stopped at once if it is the wrong one."""
+    _warn(experiment.source.problems, experiment.workload.removeprefix("file:"))
+    point, cluster = experiment.saturation, experiment.cluster_spec
+    rate = experiment.rate_per_s
+    arrivals = f"{rate * 60:.3g} tasks/min" if rate else f"{experiment.agents} agents, closed loop"
+    console.print(
+        f"{experiment.workload} on {cluster.name} ({cluster.num_engines} engines): "
+        f"saturation {_saturation_per_min(experiment):.3g} tasks/min at "
+        f"{point.live:.1f} live tasks per engine (fluid model); running {arrivals}",
+        highlight=False,
+    )
+
+
+def _warn(problems: Sequence[Problem], path: object) -> None:
+    """Lines of a trace that were left out."""
+    for problem in problems[:10]:
+        print(f"saga: {path}:{problem.line}: {problem.reason}; left out", file=sys.stderr)
+    if len(problems) > 10:
+        print(f"saga: and {len(problems) - 10} more lines of {path}; left out", file=sys.stderr)
+
+
+def _saturation_per_min(experiment: Experiment) -> float:
+    return experiment.saturation.rate_per_s * 60 * experiment.cluster_spec.num_engines
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    out: Path = arguments.out
+    setting = _parser().parse_args(
+        ["compare", "--presets", ",".join(DEMO_PRESETS), "--workload", "swe-bench",
+         "--cluster", "paper-64xa100", "--load", "1.0", "--tasks", str(arguments.tasks),
+         "--seeds", str(arguments.seeds), "--json", str(out / "report.json"),
+         "--html", str(out / "report.html"), "--figures", str(out)]
+    )  # fmt: skip
+    setting.argv = ["demo", *(["--out", str(out)] if out != Path("out/demo") else [])]
+    code = _compare(setting)
+    print(f"\nReport: {out / 'report.html'}   Picture: {out / 'tct.png'}")
+    return code
+
+
+def _oracle(arguments: argparse.Namespace) -> int:
+    from saga.sim.bounds import POOL_FRACTIONS, ratios_to_optimum, record_timeline
+
+    presets = tuple(name for name in arguments.presets.split(",") if name)
+    if arguments.seeds < 1:
+        raise ValueError(f"--seeds {arguments.seeds}: must be at least 1")
+    experiment = Experiment(
+        presets=presets,
+        workload=arguments.workload,
+        cluster=arguments.cluster,
+        load=arguments.load,
+        tasks=arguments.tasks,
+        knobs=parse_knobs(arguments.knobs),
+    )
+    seeds = range(1, arguments.seeds + 1)
+    timelines = [
+        record_timeline(experiment.plan(seed)[0], experiment.cluster_spec)
+        for seed in tqdm(seeds, desc="timelines", unit="seed")
+    ]
+    ratios = {
+        preset: ratios_to_optimum(timelines, load_preset(preset).policies)
+        for preset in tqdm(presets, desc="replays", unit="preset")
+    }
+    print("regenerated tokens / offline optimum, by pool size (share of the mean idle KV)")
+    print(f"{'preset':28}" + "".join(f"{fraction:>8.0%}" for fraction in POOL_FRACTIONS))
+    for preset, by_fraction in ratios.items():
+        cells = ("-" if ratio is None else f"{ratio:.2f}" for ratio in by_fraction.values())
+        print(f"{preset:28}" + "".join(f"{cell:>8}" for cell in cells))
+    if arguments.json:
+        document = {
+            preset: {f"{fraction:g}": ratio for fraction, ratio in by_fraction.items()}
+            for preset, by_fraction in ratios.items()
+        }
+        _prepared(arguments.json).write_text(json.dumps(document, indent=2) + "\n")
+    return 0
+
+
+def _prepared(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _console(*, quiet: bool = False) -> Console:
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise OSError('tables and figures need the extra: pip install "saga-serve[sim]"') from error
+    width = None if sys.stdout.isatty() else 100
+    return Console(quiet=quiet, width=width)
+
+
+# ---- listing
+
+
+def _policies(arguments: argparse.Namespace) -> int:
+    console = _console()
+    for info in sorted(known_policies().values(), key=lambda info: (info.kind, info.name)):
+        parameters = ", ".join(f"{key}={value}" for key, value in info.parameters.items())
+        console.print(f"[bold]{info.kind:10}[/] {info.name}  [dim]{parameters}[/]", highlight=False)
+        console.print(f"           {info.question}", highlight=False, markup=False, soft_wrap=True)
+    console.print("\n[bold]presets[/]")
+    for name in preset_names():
+        console.print(
+            f"  {name:24} {load_preset(name).description}", highlight=False, soft_wrap=True
+        )
+    return 0
+
+
+def _workloads(arguments: argparse.Namespace) -> int:
+    console = _console()
+    for name, description in list_workloads().items():
+        console.print(f"[bold]{name:16}[/] {description}", highlight=False)
+    console.print("[bold]file:PATH       [/] any trace that `saga trace stats PATH` can read")
+    return 0
+
+
+def _clusters(arguments: argparse.Namespace) -> int:
+    console = _console()
+    for cluster in CLUSTERS.values():
+        tokens = cluster.engine.kv_capacity_tokens
+        console.print(
+            f"[bold]{cluster.name:16}[/] {cluster.description}; {tokens:,} KV tokens per engine",
+            highlight=False,
+        )
+    return 0
+
+
+def _trace_stats(arguments: argparse.Namespace) -> int:
+    trace = read_scripts(arguments.file, strict=arguments.strict)
+    _warn(trace.problems, arguments.file)
+    print(json.dumps(trace_stats(trace), indent=2, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
