@@ -34,7 +34,7 @@ class KVEntry:
     next_use: int = FOREVER
     """The true time of its next use; filled in for clairvoyant policies only."""
     ticket: int = 0
-    """Written by the index: which of its places in the heap is valid."""
+    """Written by the index: which of its places in the heap is valid; 0 while it is not listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,8 @@ class RetentionIndex:
     retained ones only when nothing else is left, the ones retained for ever last.
 
     A victim stays the victim until it is gone or in use again, so that space is taken from one
-    session after another and not from all of them a little. O(log n) per victim for static
+    session after another and not from all of them a little. (Ranks of static policies do not change
+    meanwhile, so there a newcomer of higher rank takes its place.) O(log n) per victim for static
     policies, one scan per victim for the others.
     """
 
@@ -78,7 +79,7 @@ class RetentionIndex:
         self._open: dict[KVEntry, None] = {}
         self._retained: dict[KVEntry, None] = {}
         self._ranked: list[tuple[float, int, KVEntry]] = []
-        self._expiring: list[tuple[int, int, KVEntry]] = []
+        self._expiring: list[tuple[float, int, KVEntry]] = []
         self._victim: KVEntry | None = None
         self._tickets = 0
 
@@ -86,7 +87,7 @@ class RetentionIndex:
         return len(self._released) + len(self._open) + len(self._retained)
 
     def __contains__(self, entry: KVEntry) -> bool:
-        return entry in self._open or entry in self._released or entry in self._retained
+        return entry.ticket > 0
 
     def __iter__(self) -> Iterator[KVEntry]:
         yield from self._released
@@ -101,7 +102,7 @@ class RetentionIndex:
             self._released[entry] = None
         elif entry.retained_until > now:
             self._retained[entry] = None
-            heapq.heappush(self._expiring, (entry.retained_until, entry.ticket, entry))
+            self._push(self._expiring, entry.retained_until, entry)
         else:
             self._open_up(entry)
 
@@ -170,4 +171,12 @@ class RetentionIndex:
         self._open[entry] = None
         if self.policy.static:
             rank = self.policy.rank(entry, CacheView(entry.last_access, 1, max(1, entry.tokens)))
-            heapq.heappush(self._ranked, (-rank, entry.ticket, entry))
+            self._push(self._ranked, -rank, entry)
+            if self._victim in self._open and self._first_ranked() is entry:
+                self._victim = None  # the newcomer goes before the one that is being taken from
+
+    def _push(self, heap: list[tuple[float, int, KVEntry]], key: float, entry: KVEntry) -> None:
+        heapq.heappush(heap, (key, entry.ticket, entry))
+        if len(heap) > 2 * len(self) + 16:  # most of it is stale
+            heap[:] = [item for item in heap if item[2].ticket == item[1]]
+            heapq.heapify(heap)

@@ -7,7 +7,7 @@ back from idleness starts at the system's virtual time, so that idleness is not 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 
 from saga.core.model import Request, Tenant, Workflow
 from saga.core.policy import ClusterView, FairnessPolicy
@@ -23,34 +23,36 @@ class ServiceLedger:
     def __init__(self, policy: FairnessPolicy | None, epoch_us: int) -> None:
         self._policy = policy
         self._epoch_us = epoch_us
-        self._rotation: deque[Workflow] = deque()
+        self._rotation: OrderedDict[str, Workflow] = OrderedDict()
+        """Unfinished workflows, the one whose urgency is the stalest first."""
         self.virtual_time = 0.0
         """The largest virtual time at which anybody was served."""
 
     def enter(self, workflow: Workflow, cluster: ClusterView) -> None:
         if self._policy is not None:
-            self._rotation.append(workflow)
+            self._rotation[workflow.id] = workflow
+            self._refresh(workflow, cluster)
+
+    def reassess(self, workflow: Workflow, cluster: ClusterView) -> None:
+        """It has a session more; one without sessions has nothing to be urgent about."""
+        if self._policy is not None:
             self._refresh(workflow, cluster)
 
     def leave(self, workflow: Workflow) -> None:
-        """Call when the workflow ends; its place in the rotation goes when its turn comes."""
+        """Call when the workflow ends."""
         if self._policy is not None:
+            del self._rotation[workflow.id]
             workflow.tenant.urgency -= workflow.urgency
             workflow.urgency = 0.0
-            workflow.urgency_at = -1
             self._reshare(workflow.tenant)
 
     def refresh(self, cluster: ClusterView) -> None:
         """Brings the stalest urgencies up to date, a few per call."""
         for _ in range(min(REFRESH_PER_EVENT, len(self._rotation))):
-            workflow = self._rotation[0]
-            if workflow.urgency_at < 0:
-                self._rotation.popleft()
-            elif cluster.now - workflow.urgency_at >= self._epoch_us:
-                self._rotation.rotate(-1)
-                self._refresh(workflow, cluster)
-            else:
+            workflow = next(iter(self._rotation.values()))
+            if cluster.now - workflow.urgency_at < self._epoch_us:
                 return
+            self._refresh(workflow, cluster)
 
     def queued(self, tenant: Tenant) -> None:
         """One more request of the tenant waits."""
@@ -88,6 +90,7 @@ class ServiceLedger:
         workflow.tenant.urgency += urgency - workflow.urgency
         workflow.urgency = urgency
         workflow.urgency_at = cluster.now
+        self._rotation.move_to_end(workflow.id)
         self._reshare(workflow.tenant)
 
     def _reshare(self, tenant: Tenant) -> None:

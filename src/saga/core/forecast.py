@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import OrderedDict, deque
+from math import ceil
 
 from saga.core.errors import CoreError
 
@@ -32,8 +33,7 @@ class Quantiles:
         """None before the first value."""
         if not self._sorted:
             return None
-        rank = min(len(self._sorted) - 1, int(p * len(self._sorted)))
-        return self._sorted[rank]
+        return self._sorted[max(0, ceil(p * len(self._sorted)) - 1)]
 
 
 class ReturnTimes:

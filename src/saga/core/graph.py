@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from saga.core.forecast import NO_TOOL
 
+START = "<start>"
+"""The label of a session before its first step. No node: what it does is what sessions do."""
 END = "<end>"
 OTHER = "<other>"
 
@@ -89,7 +91,7 @@ class AgentExecutionGraph:
     def p_continue(self, label: str | None, declared_steps: float | None = None) -> float | None:
         """Chance that another step follows; None while nothing is declared or learned."""
         if self.num_sessions >= self.min_sessions:
-            node = self.nodes.get(self._label(label))
+            node = None if label == START else self.nodes.get(self._label(label))
             if node is not None and node.num_left:
                 return 1.0 - node.successors[END] / node.num_left
             return 1.0 - 1.0 / max(1.0, self.steps.value(1.0))
@@ -141,7 +143,7 @@ class AgentExecutionGraph:
 
 
 class GraphStore:
-    """One graph per agent type, the least recently used forgotten."""
+    """One graph per agent type; the one that has not learned for longest is forgotten."""
 
     def __init__(self, max_types: int = 1024) -> None:
         self._graphs: OrderedDict[str, AgentExecutionGraph] = OrderedDict()
@@ -151,6 +153,12 @@ class GraphStore:
         return len(self._graphs)
 
     def __getitem__(self, agent_type: str) -> AgentExecutionGraph:
+        """The type's graph to look at, an empty one if it is not known. Leaves no trace."""
+        graph = self._graphs.get(agent_type)
+        return AgentExecutionGraph() if graph is None else graph
+
+    def learn(self, agent_type: str) -> AgentExecutionGraph:
+        """The type's graph to write to."""
         graph = self._graphs.get(agent_type)
         if graph is None:
             graph = self._graphs[agent_type] = AgentExecutionGraph()

@@ -29,16 +29,17 @@ def check(scheduler: Scheduler) -> None:
 def _conservation(scheduler: Scheduler) -> str | None:
     """1 Conservation: arrived = queued + dispatched + running + ended, each in one place"""
     state = scheduler.state
-    live = Counter(request.state for request in state.requests.values())
     if state.num_arrived != len(state.requests) + sum(state.num_ended.values()):
         return f"{state.num_arrived} arrived, {len(state.requests)} live, {state.num_ended} ended"
-    places = (
-        len(scheduler.unadmitted)
-        + len(scheduler.unplaced)
-        + sum(len(queue) for queue in scheduler.queues.values())
-    )
-    if places != live[RequestState.QUEUED]:
-        return f"{live[RequestState.QUEUED]} queued requests in {places} places"
+    waiting = list(scheduler.unplaced)
+    for queue in (scheduler.unadmitted, *scheduler.queues.values()):
+        waiting += [request.id for request in queue.requests()]
+    sent = [request for engine in state.engines.values() for request in engine.requests]
+    queued = [r.id for r in state.requests.values() if r.state is RequestState.QUEUED]
+    if sorted(waiting) != sorted(queued):
+        return f"queued are {sorted(queued)}, in queues {sorted(waiting)}"
+    if sorted(sent) != sorted(state.requests.keys() - set(queued)):
+        return f"live are {sorted(state.requests)}, in queues {queued}, on engines {sent}"
     for engine in state.engines.values():
         here = Counter(request.state for request in engine.requests.values())
         counted = (engine.num_waiting, engine.num_running, engine.num_queued)

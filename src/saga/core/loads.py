@@ -24,9 +24,15 @@ def _sessions(engine: Engine) -> float:
     return engine.num_sessions
 
 
+SESSION_TOKENS = 12_000
+"""What a session weighs beyond its context in ``committed``: it will grow, and it takes a place in
+the batch whatever its size."""
+
+
 def _committed(engine: Engine) -> float:
-    """KV working set over capacity."""
-    return engine.committed_tokens / engine.kv_capacity_tokens
+    """KV working set over capacity, with a fixed weight per session."""
+    weight = engine.committed_tokens + SESSION_TOKENS * engine.num_sessions
+    return weight / engine.kv_capacity_tokens
 
 
 def _paper(engine: Engine) -> float:
@@ -94,5 +100,7 @@ class Loads:
         """The engine with the least load; a fixed order of ties would make avalanches."""
         loads = self.table(measure)
         least = min(loads)
+        if loads.count(least) == 1:
+            return self._engines[loads.index(least)]
         ties = [slot for slot, load in enumerate(loads) if load == least]
-        return self._engines[ties[tie_break(salt) % len(ties)] if len(ties) > 1 else ties[0]]
+        return self._engines[ties[tie_break(salt) % len(ties)]]

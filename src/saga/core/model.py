@@ -106,7 +106,7 @@ class Workflow:
     remaining: RemainingWork = field(default_factory=RemainingWork)
     """What its agent type's graph expects from now on, as of its last step."""
     urgency: float = 0.0
-    urgency_at: int = -1
+    urgency_at: int = 0
     """When it was last asked for."""
 
 
@@ -151,6 +151,8 @@ class Request:
     arrived: int
     prompt_tokens: int
     expected_output_tokens: int
+    new_tokens: int = 0
+    """Prompt tokens beyond what the session's last step left."""
     state: RequestState = RequestState.QUEUED
     engine: Engine | None = None
     """Whose queue it is in, or where it was sent."""

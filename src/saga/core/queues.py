@@ -26,7 +26,7 @@ class FairQueue:
     def __init__(self, *, fair: bool) -> None:
         self._fair = fair
         self._lanes: dict[str, _Lane] = {}
-        self._turns: list[tuple[float, str]] = []
+        self._turns: list[tuple[float, str, int, _Lane]] = []
         self._members: dict[str, tuple[int, Request]] = {}
         """By request id, oldest first; the number tells a re-entry from a stale heap item."""
         self._entries = 0
@@ -40,17 +40,24 @@ class FairQueue:
     def push(self, request: Request, key: float) -> None:
         tenant = request.session.workflow.tenant
         name = tenant.id if self._fair else ""
-        lane = self._lanes.get(name)
-        if lane is None:
-            lane = self._lanes[name] = _Lane(tenant if self._fair else None, [])
-            heapq.heappush(self._turns, (tenant.virtual_time if self._fair else 0.0, name))
         self._entries += 1
+        lane = self._lanes.get(name)
+        if lane is None or (self._fair and lane.tenant is not tenant):  # a new one of that name
+            lane = self._lanes[name] = _Lane(tenant if self._fair else None, [])
+            virtual_time = tenant.virtual_time if self._fair else 0.0
+            heapq.heappush(self._turns, (virtual_time, name, self._entries, lane))
         self._members[request.id] = (self._entries, request)
         heapq.heappush(lane.heap, (key, self._entries, request))
+        if len(lane.heap) > 2 * len(self) + 16:  # most of it is stale
+            lane.heap[:] = [item for item in lane.heap if not self._stale(item)]
+            heapq.heapify(lane.heap)
 
     def remove(self, request: Request) -> None:
         """The request leaves without having had its turn. O(1); its heap item dies lazily."""
         del self._members[request.id]
+        if not self._members:  # all that is left is stale
+            self._lanes.clear()
+            self._turns.clear()
 
     def oldest(self) -> Request | None:
         """The request that entered first."""
@@ -65,14 +72,15 @@ class FairQueue:
     def peek(self) -> Request | None:
         """The request whose turn it is."""
         while self._turns:
-            virtual_time, name = self._turns[0]
-            lane = self._lanes[name]
-            self._drop_stale(lane)
+            virtual_time, name, number, lane = self._turns[0]
+            while lane.heap and self._stale(lane.heap[0]):
+                heapq.heappop(lane.heap)
             if not lane.heap:
                 heapq.heappop(self._turns)
-                del self._lanes[name]
+                if self._lanes.get(name) is lane:
+                    del self._lanes[name]
             elif lane.tenant is not None and lane.tenant.virtual_time > virtual_time:
-                heapq.heapreplace(self._turns, (lane.tenant.virtual_time, name))
+                heapq.heapreplace(self._turns, (lane.tenant.virtual_time, name, number, lane))
             else:
                 return lane.heap[0][2]
         return None
@@ -85,9 +93,6 @@ class FairQueue:
         self.remove(request)
         return request
 
-    def _drop_stale(self, lane: _Lane) -> None:
-        while lane.heap:
-            _, entry, request = lane.heap[0]
-            if self._members.get(request.id, (0, request))[0] == entry:
-                return
-            heapq.heappop(lane.heap)
+    def _stale(self, item: tuple[float, int, Request]) -> bool:
+        _, entry, request = item
+        return self._members.get(request.id, (0, request))[0] != entry

@@ -17,7 +17,7 @@ from saga.core.cache import FOREVER
 from saga.core.errors import ClockError, DuplicateIdError, UnknownIdError
 from saga.core.fairness import ServiceLedger
 from saga.core.forecast import ReturnTimes
-from saga.core.graph import GraphStore, RemainingWork
+from saga.core.graph import START, GraphStore, RemainingWork
 from saga.core.loads import MEASURES, Loads, Measure
 from saga.core.model import (
     ClusterState,
@@ -257,7 +257,7 @@ class Scheduler:
             self._close(session)
         if workflow.num_steps:
             ideal = workflow.service_us + workflow.gap_us
-            self.view.graphs[workflow.agent_type].ideal_us.add(ideal)
+            self.view.graphs.learn(workflow.agent_type).ideal_us.add(ideal)
         self.ledger.leave(workflow)
         workflow.tenant.workflows.discard(workflow.id)
         if not workflow.tenant.workflows:
@@ -275,6 +275,7 @@ class Scheduler:
         )
         self.state.sessions[session.id] = workflow.sessions[session.id] = session
         self._expect(workflow)
+        self.ledger.reassess(workflow, self.view)
 
     def _session_closed(self, event: ev.SessionClosed) -> None:
         self._close(self._session(event.session))
@@ -284,7 +285,7 @@ class Scheduler:
             self._end(request, RequestState.CANCELLED, "its session was closed")
         session.move(SessionState.DONE)
         if session.num_steps:
-            graph = self.view.graphs[session.workflow.agent_type]
+            graph = self.view.graphs.learn(session.workflow.agent_type)
             graph.observe_end(session.tool, session.num_steps)
         retention = self.policies.retention
         if session.home is not None and session.resident_tokens:
@@ -318,6 +319,7 @@ class Scheduler:
             session=session,
             arrived=event.at,
             prompt_tokens=event.prompt_tokens,
+            new_tokens=max(0, event.prompt_tokens - session.context_tokens),
             expected_output_tokens=(
                 int(graph.output_tokens.value(200.0)) if expected is None else expected
             ),
@@ -332,7 +334,8 @@ class Scheduler:
         else:
             request.reason = "its workflow is not admitted yet"
             self.unadmitted.push(request, self.policies.ordering.key(request, self.view))
-        self._protect_queued(session)
+        if request.state is RequestState.QUEUED:
+            self._protect_queued(session)
 
     def _request_started(self, event: ev.RequestStarted) -> None:
         request = self._request(event.request)
@@ -395,16 +398,18 @@ class Scheduler:
 
     def _learn_step(self, request: Request, event: ev.RequestFinished) -> None:
         session = request.session
-        graph = self.view.graphs[session.workflow.agent_type]
+        graph = self.view.graphs.learn(session.workflow.agent_type)
         graph.output_tokens.add(event.output_tokens)
         if session.num_steps:
-            new = max(0, request.prompt_tokens - session.context_tokens)
-            graph.observe_step(session.tool, event.tool, new_tokens=new)
+            graph.observe_step(session.tool, event.tool, new_tokens=request.new_tokens)
 
     def _expect(self, workflow: Workflow) -> None:
         """Brings the workflow's expected remaining work up to date."""
         graph = self.view.graphs[workflow.agent_type]
-        parts = [graph.remaining(s.tool, workflow.mean_steps) for s in workflow.sessions.values()]
+        parts = [
+            graph.remaining(session.tool if session.num_steps else START, workflow.mean_steps)
+            for session in workflow.sessions.values()
+        ]
         workflow.remaining = parts[0] if len(parts) == 1 else sum(parts, RemainingWork())
 
     def _end(self, request: Request, state: RequestState, reason: str) -> None:
@@ -422,10 +427,16 @@ class Scheduler:
         request.move(state)
         self.state.num_ended[state] += 1
         del self.state.requests[request.id]
-        del request.session.requests[request.id]
-        if not request.session.requests:
-            request.session.move(SessionState.ACTING)
-            request.session.acting_since = self.state.now
+        session = request.session
+        del session.requests[request.id]
+        left = {other.state for other in session.requests.values()}
+        if not left:
+            session.move(SessionState.ACTING)
+            session.acting_since = self.state.now
+        elif left == {RequestState.QUEUED}:
+            session.move(SessionState.WAITING)
+        else:
+            session.move(SessionState.REASONING)
 
     # ---- placement and dispatch
 
@@ -716,12 +727,14 @@ class Scheduler:
         request.move(RequestState.DISPATCHED)
         engine.num_running -= 1
         engine.num_waiting += 1
+        self.view.loads.touch(engine)
         queue.remove(head)
         self._dispatch(head, engine)
 
     def _ask_to_wake(self) -> None:
         at: int | None = self._prefetches[0][0] if self._prefetches else None
-        if self.unplaced or (self._num_placed and self.policies.stealing is not None):
+        held = self.unplaced and self.view.engines  # without engines, only an EngineUp can help
+        if held or (self._num_placed and self.policies.stealing is not None):
             epoch = max(self._next_epoch, self.state.now + 1)
             at = epoch if at is None else min(at, epoch)
         if at is None:

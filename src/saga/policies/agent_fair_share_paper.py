@@ -2,11 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from saga.core.policy import ClusterView, RequestView, TenantView, WorkflowView
 
 USUAL_COST_US = (250.0, 2_500.0)
 """GPU time per prefilled and per generated token where no engine is up to tell."""
+
+
+SHARE = attrgetter("session.workflow.tenant.share")
+"""Of the tenant of a request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,15 +48,11 @@ class AgentFairSharePaper:
     ) -> RequestView | None:
         if cluster.now - head.arrived <= self.preempt_after_ms * 1e3 or not running:
             return None
-        lowest = min(running, key=_share)
-        return lowest if _share(head) > self.preempt_ratio * _share(lowest) else None
+        lowest = min(running, key=SHARE)
+        return lowest if SHARE(head) > self.preempt_ratio * SHARE(lowest) else None
 
     def _deadline(self, workflow: WorkflowView, cluster: ClusterView, work_us: float) -> float:
         if workflow.deadline is not None:
             return workflow.deadline
         expected = cluster.graphs[workflow.agent_type].ideal_us.value(work_us)
         return workflow.submitted + self.slo_factor * expected
-
-
-def _share(request: RequestView) -> float:
-    return request.session.workflow.tenant.share
