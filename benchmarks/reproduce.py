@@ -15,46 +15,55 @@ from typing import Any
 from saga.cli import main as saga
 
 OUT = Path("out/reproduce")
-BASE = "compare --presets vllm_apc_affinity,saga_paper,saga,batch_optimal"
-SMALL = "--cluster paper-16xa100 --tasks 500 --seeds 4"
+ALL = "vllm_apc_affinity,vllm,saga_paper,saga,batch_optimal"
+BEST = "vllm_apc_affinity,saga_paper,saga,batch_optimal"
+SMALL = "--cluster paper-16xa100 --tasks 400 --seeds 3"
 ABLATION = (
-    "compare --presets saga_paper,saga_paper_no_affinity,saga_paper_no_wa_lru,saga_paper_no_ttl,"
+    "saga_paper,saga_paper_no_affinity,saga_paper_no_wa_lru,saga_paper_no_ttl,"
     "saga_paper_no_stealing,saga_paper_no_prefetch,saga_paper_no_afs"
 )
 ORDERS = ",".join(
     f"saga_paper+ordering={order}" for order in ("hybrid_order", "breadth_first", "depth_first")
 )
+BELADY = "vllm_apc_affinity+eviction=lru,vllm_apc_affinity,saga_paper,saga,oracle"
 
 CASES: dict[str, str] = {
-    "main-swe": "compare --presets vllm_apc_affinity,vllm,saga_paper,saga,batch_optimal "
-    "--workload swe-bench --cluster paper-64xa100 --load 1.0 --tasks 1500 --seeds 4",
-    "main-web": "compare --presets vllm_apc_affinity,vllm,saga_paper,saga,batch_optimal "
-    "--workload webarena --cluster paper-64xa100 --load 1.0 --tasks 1500 --seeds 4",
+    "main-swe": f"compare --presets {ALL} --workload swe-bench --cluster paper-64xa100 "
+    "--load 1.0 --tasks 1000 --seeds 3",
+    "main-web": f"compare --presets {ALL} --workload webarena --cluster paper-64xa100 "
+    "--load 1.0 --tasks 1000 --seeds 3",
     **{
-        f"load-{load}": f"{BASE} --workload swe-bench --load {load} {SMALL}"
+        f"load-{load}": f"compare --presets {BEST} --workload swe-bench --load {load} {SMALL}"
         for load in ("0.7", "0.8", "0.9", "1.0", "1.1", "1.2")
     },
-    "ablation": f"{ABLATION} --workload swe-bench --load 1.0 {SMALL}",
-    "slo": f"{BASE} --workload burstgpt-mix --cluster paper-64xa100 --load 0.8 --tasks 1200 "
-    "--seeds 2",
     **{
-        f"tool-cv-{cv}": f"compare --presets vllm_apc_affinity,saga_paper,saga "
-        f"--workload swe-bench --load 0.95 --set tool_cv={cv} {SMALL}"
-        for cv in ("0.5", "1", "2", "3")
+        f"agents-{agents}": f"compare --presets {BEST} --workload swe-agent --agents {agents} "
+        f"{SMALL}"
+        for agents in (40, 56, 72)
     },
-    "tool-heavy": f"{BASE} --workload swe-bench --load 1.0 --set tool_scale=20 {SMALL}",
-    "orders": f"compare --presets {ORDERS} --workload swe-bench --load 1.1 "
-    "--cluster paper-32xa100 --tasks 800 --seeds 3",
-    "host-tier": f"{BASE} --workload swe-bench --load 1.1 --set host_memory_gib=366 {SMALL}",
-    "oracle-swe": "oracle --presets vllm_apc_affinity+eviction=lru,vllm_apc_affinity,saga_paper,"
-    "saga,oracle --workload swe-bench --cluster paper-16xa100 --load 0.8 --tasks 500 --seeds 3",
-    "oracle-web": "oracle --presets vllm_apc_affinity+eviction=lru,vllm_apc_affinity,saga_paper,"
-    "saga,oracle --workload webarena --cluster paper-16xa100 --load 0.8 --tasks 500 --seeds 3",
-    "oracle-mini-swe": "oracle --presets vllm_apc_affinity+eviction=lru,vllm_apc_affinity,"
-    "saga_paper,saga,oracle --workload mini-swe --cluster paper-16xa100 --load 0.8 --tasks 500 "
-    "--seeds 3",
-    "claude-code": f"{BASE} --workload claude-code --load 1.0 {SMALL}",
-    "mini-swe": f"{BASE} --workload mini-swe --load 1.0 {SMALL}",
+    "ablation": f"compare --presets {ABLATION} --workload swe-bench --load 1.0 {SMALL}",
+    "slo": f"compare --presets {BEST} --workload burstgpt-mix --load 0.8 {SMALL}",
+    **{
+        f"tool-cv-{cv}": f"compare --presets vllm_apc_affinity,saga_paper --workload swe-bench "
+        f"--load 1.0 --set tool_cv={cv} {SMALL}"
+        for cv in ("0.5", "3")
+    },
+    "tools-x20": f"compare --presets {BEST} --workload swe-bench --load 1.0 "
+    f"--set tool_scale=20 {SMALL}",
+    "orders": f"compare --presets {ORDERS} --workload swe-bench --load 1.0 "
+    "--cluster paper-32xa100 --tasks 600 --seeds 2",
+    "host-tier": f"compare --presets {BEST} --workload swe-bench --load 1.1 "
+    f"--set host_memory_gib=366 {SMALL}",
+    **{
+        f"oracle-{name}": f"oracle --presets {BELADY} --workload {workload} "
+        f"--cluster paper-16xa100 --load 0.8 --tasks 300 --seeds 2 --set tool_scale={scale}"
+        for name, workload, scale in (
+            ("swe", "swe-bench", 1),
+            ("web", "webarena", 1),
+            ("swe-x20", "swe-bench", 20),
+            ("mini-swe-x20", "mini-swe", 20),
+        )
+    },
 }
 
 
@@ -62,7 +71,7 @@ def run(name: str) -> None:
     path = OUT / f"{name}.json"
     print(f"\n== {name}: saga {CASES[name]}", flush=True)
     if not path.exists():
-        arguments = shlex.split(CASES[name]) + ["--json", str(path)]
+        arguments = [*shlex.split(CASES[name]), "--json", str(path)]
         quiet = ["--quiet"] if arguments[0] == "compare" else []
         if saga(arguments + quiet):
             raise SystemExit(f"{name} failed")
@@ -72,7 +81,9 @@ def run(name: str) -> None:
 def show(document: dict[str, Any]) -> None:
     if "presets" not in document:
         for preset, ratios in document.items():
-            print(f"  {preset:38}", {key: ratio and round(ratio, 2) for key, ratio in ratios.items()})
+            print(
+                f"  {preset:38}", {key: ratio and round(ratio, 2) for key, ratio in ratios.items()}
+            )
         return
     reference = next(iter(document["presets"]))
     for preset, figures in document["presets"].items():

@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from saga.config import known_policies, load_preset, preset_names
 from saga.sim.experiment import KNOBS, Experiment, parse_knobs, run
 from saga.sim.hardware import CLUSTERS
 from saga.sim.workload import list_workloads
-from saga.traces import Problem, read_scripts, trace_stats
+from saga.traces import Problem, TraceWriter, read_scripts, trace_stats
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     demo = commands.add_parser("demo", help="the main job on the paper's cluster, with a report")
     demo.add_argument("--out", type=Path, default=Path("out/demo"), metavar="DIR")
-    demo.add_argument("--tasks", type=int, default=400, metavar="M")
-    demo.add_argument("--seeds", type=int, default=4, metavar="N")
+    demo.add_argument("--tasks", type=int, default=800, metavar="M")
+    demo.add_argument("--seeds", type=int, default=2, metavar="N")
     demo.set_defaults(call=_demo)
     _add_oracle(commands)
     _add_lists(commands)
@@ -67,6 +68,9 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     simulate = commands.add_parser("simulate", help="one preset on a simulated cluster")
     simulate.add_argument("--preset", default="saga", metavar="NAME")
     simulate.add_argument("--seed", type=int, default=1, metavar="K")
+    simulate.add_argument(
+        "--trace", type=Path, metavar="FILE", help="write every event and action; .gz compresses"
+    )
     _add_setting(simulate)
     simulate.set_defaults(call=_simulate)
 
@@ -80,7 +84,7 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     compare.add_argument("--presets", required=True, metavar="A,B")
     compare.add_argument("--seeds", type=int, default=12, metavar="N")
     _add_setting(compare)
-    compare.set_defaults(call=_compare)
+    compare.set_defaults(call=_compare, trace=None)
 
 
 def _add_setting(parser: argparse.ArgumentParser) -> None:
@@ -190,13 +194,33 @@ def _report(experiment: Experiment, arguments: argparse.Namespace, title: str) -
     from saga.report.report import Report
 
     began = time.perf_counter()
-    runs = run(experiment, processes=arguments.processes, quiet=arguments.quiet)
+    with _trace_writer(experiment, arguments) as observe:
+        runs = run(
+            experiment, processes=arguments.processes, quiet=arguments.quiet, observe=observe
+        )
     excluded = max(record.num_excluded for records in runs.values() for record in records)
     return Report(
         title=f"{title}: {', '.join(experiment.presets)}",
         parameters=_parameters(experiment, arguments, excluded),
         runs=runs,
         wall_s=time.perf_counter() - began,
+    )
+
+
+def _trace_writer(
+    experiment: Experiment, arguments: argparse.Namespace
+) -> AbstractContextManager[TraceWriter | None]:
+    if arguments.trace is None:
+        return nullcontext()
+    return TraceWriter(
+        _prepared(arguments.trace),
+        {
+            "preset": arguments.preset,
+            "seed": str(arguments.seed),
+            "workload": experiment.workload,
+            "cluster": experiment.cluster,
+            "command": f"saga {shlex.join(arguments.argv)}",
+        },
     )
 
 
@@ -257,8 +281,8 @@ def _saturation_per_min(experiment: Experiment) -> float:
 def _demo(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     setting = _parser().parse_args(
-        ["compare", "--presets", ",".join(DEMO_PRESETS), "--workload", "swe-bench",
-         "--cluster", "paper-64xa100", "--load", "1.0", "--tasks", str(arguments.tasks),
+        ["compare", "--presets", ",".join(DEMO_PRESETS), "--workload", "swe-agent",
+         "--cluster", "paper-64xa100", "--agents", "300", "--tasks", str(arguments.tasks),
          "--seeds", str(arguments.seeds), "--json", str(out / "report.json"),
          "--html", str(out / "report.html"), "--figures", str(out)]
     )  # fmt: skip
@@ -269,7 +293,12 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _oracle(arguments: argparse.Namespace) -> int:
-    from saga.sim.bounds import POOL_FRACTIONS, ratios_to_optimum, record_timeline
+    from saga.sim.bounds import (
+        POOL_FRACTIONS,
+        ratios_to_optimum,
+        record_timeline,
+        regenerated_share,
+    )
 
     presets = tuple(name for name in arguments.presets.split(",") if name)
     if arguments.seeds < 1:
@@ -292,10 +321,13 @@ def _oracle(arguments: argparse.Namespace) -> int:
         for preset in tqdm(presets, desc="replays", unit="preset")
     }
     print("regenerated tokens / offline optimum, by pool size (share of the mean idle KV)")
-    print(f"{'preset':28}" + "".join(f"{fraction:>8.0%}" for fraction in POOL_FRACTIONS))
+    width = max(map(len, (*presets, "(optimum regenerates)"))) + 2
+    print(f"{'preset':{width}}" + "".join(f"{fraction:>8.0%}" for fraction in POOL_FRACTIONS))
     for preset, by_fraction in ratios.items():
         cells = ("-" if ratio is None else f"{ratio:.2f}" for ratio in by_fraction.values())
-        print(f"{preset:28}" + "".join(f"{cell:>8}" for cell in cells))
+        print(f"{preset:{width}}" + "".join(f"{cell:>8}" for cell in cells))
+    shares = regenerated_share(timelines).values()
+    print(f"{'(optimum regenerates)':{width}}" + "".join(f"{share:>8.1%}" for share in shares))
     if arguments.json:
         document = {
             preset: {f"{fraction:g}": ratio for fraction, ratio in by_fraction.items()}

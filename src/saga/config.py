@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import pkgutil
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib import import_module, resources
 from pathlib import Path
@@ -92,10 +92,15 @@ def _class_of(name: str) -> type[Any]:
     raise ConfigError(f"module saga.policies.{name} has no class named like its file")
 
 
-def _info(name: str, cls: type[Any]) -> PolicyInfo:
+def _info(name: str, cls: Any) -> PolicyInfo:
+    if not isinstance(cls, type) or not is_dataclass(cls):
+        raise ConfigError(f"policy {name!r} is no dataclass")
     kinds = [kind for kind, method in QUESTIONS.items() if callable(getattr(cls, method, None))]
     if len(kinds) != 1:
-        raise ConfigError(f"{cls.__name__} answers {kinds or 'none'} of {', '.join(QUESTIONS)}")
+        raise ConfigError(
+            f"policy {name!r} ({cls.__name__}) answers {', '.join(kinds) or 'none'} of the "
+            f"questions {', '.join(QUESTIONS)}; allowed: exactly one"
+        )
     return PolicyInfo(name, kinds[0], cls)
 
 
@@ -103,7 +108,7 @@ def _external(name: str) -> PolicyInfo:
     module, _, attribute = name.partition(":")
     try:
         cls = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: the name
         raise ConfigError(f"policy {name!r} cannot be loaded: {error}") from error
     return _info(name, cls)
 
@@ -154,7 +159,8 @@ class _Settings:
     epoch_us: int = 100_000
 
     def __post_init__(self) -> None:
-        if self.epoch_us < 1 or (self.max_waiting_per_engine or 1) < 1:
+        waiting = self.max_waiting_per_engine
+        if self.epoch_us < 1 or (waiting is not None and waiting < 1):
             raise ValueError("max_waiting_per_engine and epoch_us must be at least 1")
 
 
@@ -187,12 +193,13 @@ def load_preset(name: str) -> Preset:
 def _apply(lines: dict[str, Any], change: str, where: str) -> None:
     key, equals, text = change.partition("=")
     question, _, parameter = key.partition(".")
-    if not equals or question not in (*QUESTIONS, *SETTINGS):
+    known = QUESTIONS if parameter else (*QUESTIONS, *SETTINGS)
+    if not equals or question not in known:
         raise ConfigError(
             f"preset {where}: {change!r} is not QUESTION=POLICY or QUESTION.PARAMETER=VALUE"
             f"{_hint(question, (*QUESTIONS, *SETTINGS))}"
         )
-    value = yaml.safe_load(text)
+    value = _yaml(text, f"preset {where}: {change!r}")
     if not parameter:
         lines[question] = value
         return
@@ -205,7 +212,7 @@ def _lines(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     """The lines of a preset, those it extends included."""
     if name in seen:
         raise ConfigError(f"preset {name!r} extends itself: {' -> '.join((*seen, name))}")
-    lines = yaml.safe_load(_text(name))
+    lines = _yaml(_text(name), f"preset {name!r}")
     if not isinstance(lines, dict):
         raise ConfigError(f"preset {name!r} is not a mapping")
     for key in lines:
@@ -215,12 +222,20 @@ def _lines(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     return lines if base is None else {**_lines(str(base), (*seen, name)), **lines}
 
 
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+
+
 def _text(name: str) -> str:
     if name.endswith((".yaml", ".yml")):
         try:
             return Path(name).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"preset file {name!r} cannot be read: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"preset file {name!r} cannot be read: {why}") from error
     if name not in preset_names():
         raise ConfigError(f"preset {name!r} is not known{_hint(name, preset_names())}")
     return (resources.files("saga") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")

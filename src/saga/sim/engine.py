@@ -16,7 +16,7 @@ from math import isqrt
 
 from saga.core.cache import FOREVER
 from saga.sim.counts import Counts
-from saga.sim.kv_cache import KVCache
+from saga.sim.kv_cache import KVCache, Occupancy
 from saga.sim.latency import StepTime
 from saga.sim.lineage import Span
 
@@ -61,7 +61,7 @@ class Job:
     hit_tokens: int = 0
     host_tokens: int = 0
     lost_tokens: int = 0
-    """Tokens it had computed when it was preempted."""
+    """Tokens it had computed when it was preempted or its engine was lost."""
     started: bool = False
     cancelled: bool = False
     preempt: bool = False
@@ -69,6 +69,12 @@ class Job:
     """Blocks that are pinned for it by a reload from host memory; None: no reload."""
     gap_us: int | None = None
     """True time to its session's next request, for clairvoyant policies; None: there is none."""
+
+    def replace(self, lost: Job) -> None:
+        """This is the same request, whose engine was lost: its prompt was counted there."""
+        self.started = lost.started
+        self.hit_tokens, self.host_tokens = lost.hit_tokens, lost.host_tokens
+        self.lost_tokens = max(lost.lost_tokens, lost.computed)
 
     def __lt__(self, other: Job) -> bool:
         return (self.priority, self.number) < (other.priority, other.number)
@@ -188,30 +194,42 @@ class SimEngine:
     def retain(self, session: str, until: int, score: float, now: int) -> None:
         self._catch_up(now)
         self.cache.retain(session, until, score, now)
+        self._end_jump(now)
 
     def release(self, session: str, now: int) -> None:
         self._catch_up(now)
         self.cache.release(session, now)
+        self._end_jump(now)
 
     def drop(self, session: str, now: int) -> None:
         self._catch_up(now)
         self.cache.drop(session, now)
+        self._end_jump(now)
 
     def offload(self, session: str, path: Sequence[Span], tokens: int, now: int) -> None:
         """Copies a session's idle KV to host memory and frees it here."""
         self._catch_up(now)
         self.cache.store(path, tokens // self._limits.block_size)
         self.cache.drop(session, now)
+        self._end_jump(now)
 
-    def adopt(self, path: Sequence[Span], tokens: int, now: int, next_use: int = FOREVER) -> None:
-        """KV that was copied from another engine arrives, as far as there is room for it."""
+    def resident(self, path: Sequence[Span], tokens: int, now: int) -> int:
+        """How many of the path's first ``tokens`` have their KV here, in whole blocks."""
+        self._catch_up(now)
+        size = self._limits.block_size
+        return self.cache.hit(path, tokens // size) * size
+
+    def adopt(self, path: Sequence[Span], tokens: int, now: int) -> None:
+        """KV that was copied from another engine arrives, for the request that follows it, unless
+        there is no room for all of it."""
         self._catch_up(now)
         blocks = tokens // self._limits.block_size
         missing = blocks - self.cache.hit(path, blocks)
         if missing > 0 and missing <= self.cache.available - self.cache.idle_in(path, blocks):
             self.cache.pin(path, 0, now)
             self.cache.grow(path, blocks, now)
-            self.cache.unpin(path, blocks, now, next_use)
+            self.cache.unpin(path, blocks, now, next_use=now)
+            self._end_jump(now)
 
     def prefetch(self, job: Job, now: int) -> None:
         """Prepares a session's KV: from host memory where it is, else by a ghost prefill."""
@@ -224,6 +242,11 @@ class SimEngine:
         self._catch_up(now)
         self.cache.reset_occupancy(now)
         self.counts = self.cache.counts = Counts()
+
+    def settle(self, now: int) -> Occupancy:
+        """The occupancy of the window up to ``now``; all steps that are over are counted."""
+        self._catch_up(now)
+        return self.cache.settle(now)
 
     @property
     def num_jobs(self) -> int:
@@ -238,6 +261,7 @@ class SimEngine:
             start_ps = iteration.end_of(iteration.jump)
             if start_ps > now * PS:
                 return
+            self.next_event_us = None
             self._finish(iteration, now)
             self._iteration = None
         self._flush()
@@ -263,6 +287,12 @@ class SimEngine:
             iteration.jump = iteration.done + 1
             self.next_event_us = _ceil_us(iteration.end_of(iteration.jump))
 
+    def _end_jump(self, now: int) -> None:
+        """Idle KV was changed from outside: a jump had counted on its victim, and on there being
+        no room for those that wait."""
+        if self._iteration is not None:
+            self._interrupt(now)
+
     def _catch_up(self, now: int) -> None:
         """Accounts for the steps of the jump that are over, and for the blocks of the next."""
         iteration = self._iteration
@@ -271,8 +301,7 @@ class SimEngine:
         steps = iteration.steps_by(now * PS)
         steps = min(steps, iteration.jump - 1)
         if steps > iteration.done:
-            self._decode(steps - iteration.done)
-            iteration.done = steps
+            self._account(iteration, steps)
             for job in self._decoding:
                 self._grow(job, job.computed + 1, now)
 
@@ -284,7 +313,9 @@ class SimEngine:
         ``newcomers``: the engine was idle, so what arrived at this very moment takes part.
         """
         before_ps = start_ps + newcomers
-        preempted = self._make_room_for_decodes(now)
+        self._set_ghosts_back(before_ps, now)
+        num_running = len(self._decoding) + len(self._prefilling)
+        self._make_room_for_decodes(now)
         budget = self._limits.max_num_batched_tokens - len(self._decoding)
         chunks: list[tuple[Job, int]] = []
         for job in list(self._prefilling):
@@ -293,7 +324,7 @@ class SimEngine:
                 chunks.append((job, size))
                 budget -= size
         running = [(job, size) for job, size in chunks if job in self._prefilling]
-        preempted |= len(running) < len(chunks)
+        preempted = len(self._decoding) + len(self._prefilling) < num_running
         if not preempted:
             self._admit(running, budget, before_ps, now)
         again = preempted or self._newcomers_wait(before_ps)
@@ -355,9 +386,7 @@ class SimEngine:
 
     def _finish(self, iteration: _Iteration, now: int) -> None:
         """The steps are over: tokens come out, and who is complete leaves."""
-        self.counts.busy_ps += iteration.end_of(iteration.jump) - iteration.start_ps
-        self._decode(iteration.jump - iteration.done)
-        iteration.done = iteration.jump
+        self._account(iteration, iteration.jump)
         for job in self._decoding:
             self._grow(job, job.computed, now)
         ended = [job for job in self._decoding if job.produced >= job.output_tokens]
@@ -375,10 +404,14 @@ class SimEngine:
             self._decoding.remove(job)
             self._leave(job, now)
 
-    def _decode(self, steps: int) -> None:
+    def _account(self, iteration: _Iteration, steps: int) -> None:
+        """The first ``steps`` steps are over: what they took, and what the decodes have got."""
+        more = steps - iteration.done
+        self.counts.busy_ps += iteration.end_of(steps) - iteration.end_of(iteration.done)
+        iteration.done = steps
         for job in self._decoding:
-            job.computed += steps
-            job.produced += steps
+            job.computed += more
+            job.produced += more
 
     def _leave(self, job: Job, now: int) -> None:
         full = job.computed // self._limits.block_size
@@ -406,18 +439,15 @@ class SimEngine:
             job.covered = blocks * self._limits.block_size
             self.cache.grow(job.path, blocks, now)
 
-    def _make_room_for_decodes(self, now: int) -> bool:
+    def _make_room_for_decodes(self, now: int) -> None:
         """Blocks for one token each; preempts the newest while there are not enough."""
-        preempted = False
         while True:
             short = [job for job in self._decoding if job.computed >= job.covered]
             if len(short) <= self.cache.available:
                 break
             self._preempt(self._newest(), now)
-            preempted = True
         for job in short:
             self._grow(job, job.computed + 1, now)
-        return preempted
 
     def _room_for_chunk(self, job: Job, size: int, now: int) -> bool:
         """Blocks for a chunk of a running prefill, preempting newer requests if need be."""
@@ -435,11 +465,17 @@ class SimEngine:
         """The running request of lowest priority, the last admitted of them: vLLM's victim."""
         return max([*self._decoding, *self._prefilling])
 
+    def _set_ghosts_back(self, before_ps: int, now: int) -> None:
+        """Prefetches under way make room as soon as a request waits; their KV stays as idle KV."""
+        if self._waiting and not self._waiting[0].ghost and self._waiting[0].since_ps < before_ps:
+            for job in [job for job in self._prefilling if job.ghost]:
+                self._preempt(job, now)
+
     def _preempt(self, job: Job, now: int) -> None:
         """Takes a running request's blocks; it starts over, from what the cache then still has."""
-        self.counts.num_preemptions += 1
+        self.counts.num_preemptions += not job.ghost
         (self._decoding if job in self._decoding else self._prefilling).remove(job)
-        self.cache.unpin(job.path, job.computed // self._limits.block_size, now)
+        self.cache.unpin(job.path, job.computed // self._limits.block_size, now, next_use=now)
         job.lost_tokens = max(job.lost_tokens, job.computed)
         job.computed = job.covered = 0
         job.target = job.prompt_tokens + job.produced
@@ -457,7 +493,7 @@ class SimEngine:
                 return
             if job.ghost and self._prefilling:
                 return  # ghosts sort last: nothing else waits, but something is being prefilled
-            if job.loaded_blocks is None and self._start_load(job, now):
+            if job.loaded_blocks is None and self._start_load(job, budget, now):
                 continue
             size = self._start(job, budget, now)
             if not size:
@@ -469,25 +505,32 @@ class SimEngine:
         """Admits the first waiting request if its blocks can be had; the size of its chunk or 0."""
         size = self._limits.block_size
         hit = self.cache.hit(job.path, (job.target - 1) // size)
-        chunk = min(job.target - hit * size, budget)
-        reach = job.target if self._limits.reserve_full_prompt else hit * size + chunk
-        pinned = job.loaded_blocks is not None
-        idle = 0 if pinned else self.cache.idle_in(job.path, hit)
-        if self._blocks(reach) - hit + idle > self.cache.available:
+        if not self._has_room(job, hit, hit, budget):
             return 0
+        chunk = min(job.target - hit * size, budget)
         self._waiting.pop(0)
-        if not pinned:
+        if job.loaded_blocks is None:
             self.cache.pin(job.path, hit, now)
         job.loaded_blocks = None
         job.computed = job.covered = hit * size
         self._grow(job, job.computed + chunk, now)
         self._prefilling.append(job)
-        if job.started:
-            self.counts.tokens.preempted += max(0, job.lost_tokens - job.computed)
-        else:
+        if not job.started:
             self._count_start(job)
-            self._moments.append((Moment.STARTED, job))
+        elif not job.ghost:
+            self.counts.tokens.preempted += max(0, job.lost_tokens - job.computed)
+        self._moments.append((Moment.STARTED, job))
         return chunk
+
+    def _has_room(self, job: Job, begin: int, hit: int, budget: int) -> bool:
+        """Whether blocks can be had up to the end of its first chunk, from block ``begin`` on.
+
+        The first ``hit`` blocks are resident, and the job's already if it was loaded.
+        """
+        first = min(job.target, begin * self._limits.block_size + budget)
+        end = job.target if self._limits.reserve_full_prompt else first
+        idle = self.cache.idle_in(job.path, hit) if job.loaded_blocks is None else 0
+        return self._blocks(end) - hit + idle <= self.cache.available
 
     def _count_start(self, job: Job) -> None:
         """Where the prompt's tokens came from: hit + host hit + regenerated + new = prompt."""
@@ -509,22 +552,23 @@ class SimEngine:
 
     # ---- reloads from host memory
 
-    def _start_load(self, job: Job, now: int) -> bool:
-        """If host memory has more of the prompt than the GPU: reserves blocks and starts a copy."""
+    def _start_load(self, job: Job, budget: int, now: int) -> bool:
+        """If host memory has more of the prompt than the GPU: reserves blocks and starts a copy.
+
+        Only if the first chunk behind the copy has room too.
+        """
         size = self._limits.block_size
         limit = (job.target - 1) // size
         have = self.cache.hit(job.path, limit)
         reach = self.cache.host_hit(job.path, limit)
-        if reach <= have:
-            return False
-        idle = self.cache.idle_in(job.path, have)
-        if reach - have + idle > self.cache.available:
+        if reach <= have or not self._has_room(job, reach, have, budget):
             return False
         self._waiting.pop(0)
         self.cache.pin(job.path, have, now)
         self.cache.grow(job.path, reach, now)
         job.loaded_blocks = reach
-        job.host_tokens = 0 if job.started else (reach - have) * size
+        if not job.started:
+            job.host_tokens = (reach - have) * size
         begin = max(now, self._link_free_us)
         self._link_free_us = begin + self._reload_us((reach - have) * size)
         self._loading.append((self._link_free_us, job))
@@ -562,8 +606,19 @@ class SimEngine:
         """Nothing runs: go on with newcomers, or sleep until a reload ends or somebody calls."""
         if self._newcomers_wait(before_ps):
             self.next_event_us = now
+        elif self._loading:
+            self.next_event_us = max(now, self._loading[0][0])
         else:
-            self.next_event_us = max(now, self._loading[0][0]) if self._loading else None
+            self.next_event_us = now if self._waiting and self._give_back(now) else None
+
+    def _give_back(self, now: int) -> bool:
+        """Requests that were reloaded keep each other from starting: the last one lets go."""
+        for job in reversed(self._waiting):
+            if job.loaded_blocks is not None:
+                self.cache.unpin(job.path, job.loaded_blocks, now, next_use=now)
+                job.loaded_blocks = None
+                return True
+        return False
 
     def check(self) -> None:
         """Laws 4 and 5 of the cache, and that every job is in exactly one place."""

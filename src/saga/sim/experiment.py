@@ -15,6 +15,8 @@ from typing import Any
 from tqdm import tqdm
 
 from saga.config import load_preset
+from saga.core.actions import Action
+from saga.core.events import Event
 from saga.report.records import RunRecord
 from saga.sim.arrivals import get_arrivals
 from saga.sim.fluid import FluidPoint, Mix, expected_us, operating_point, saturation
@@ -23,6 +25,9 @@ from saga.sim.host import EngineLoss, Plan, Simulation
 from saga.sim.latency import StepTime
 from saga.sim.workload import Workload, get_workload
 from saga.traces.script import WorkflowScript
+
+Observe = Callable[[Event, list[Action]], None]
+"""Is told every event of a run with the actions that followed."""
 
 SAMPLE = 400
 """Workflows of the sample from which the saturation rate is computed, the same for every seed."""
@@ -77,8 +82,23 @@ def _loss(text: str) -> EngineLoss:
     down, dash, up = times.partition("-")
     if not at_sign or not down:
         raise ValueError("must look like ENGINE@SECONDS or ENGINE@SECONDS-SECONDS, joined by ';'")
-    back = round(float(up) * 1e6) if dash else None
-    return EngineLoss(engine=int(engine), at=round(float(down) * 1e6), back=back)
+    return EngineLoss(
+        engine=int(engine),
+        at=round(_not_negative(down) * 1e6),
+        back=round(_not_negative(up) * 1e6) if dash else None,
+    )
+
+
+def _check_losses(losses: Sequence[EngineLoss], num_engines: int) -> None:
+    """Only engines that exist are lost, and not all of them for ever."""
+    for loss in losses:
+        if not 0 <= loss.engine < num_engines:
+            raise ExperimentError(
+                f"--set lose_engine: engine {loss.engine} does not exist; "
+                f"allowed: 0 to {num_engines - 1}"
+            )
+    if len({loss.engine for loss in losses if loss.back is None}) == num_engines:
+        raise ExperimentError("--set lose_engine: no engine is left; at least one must stay")
 
 
 KNOBS: Mapping[str, tuple[Callable[[str], Any], str]] = {
@@ -156,7 +176,7 @@ class Experiment:
             raise ExperimentError("--seeds: at least one seed is needed")
         for preset in self.presets:
             load_preset(preset)
-        self.cluster_spec  # noqa: B018 - fails early and clearly
+        _check_losses(self.knobs.get("lose_engine", ()), self.cluster_spec.num_engines)
 
     @cached_property
     def cluster_spec(self) -> ClusterSpec:
@@ -214,13 +234,6 @@ class Experiment:
         if not scripts:
             raise ExperimentError(f"workload {self.workload!r}: no session fits an engine's KV")
         slo_point = operating_point(SLO_LOAD, self.mix)
-        losses = self.knobs.get("lose_engine", ())
-        for loss in losses:
-            if not 0 <= loss.engine < self.cluster_spec.num_engines:
-                raise ExperimentError(
-                    f"--set lose_engine: engine {loss.engine} does not exist; "
-                    f"allowed: 0 to {self.cluster_spec.num_engines - 1}"
-                )
         timeout = self.knobs.get("client_timeout_s")
         declared = (
             self.source.declared_mean_steps if self.knobs.get("declared_graphs", True) else {}
@@ -236,7 +249,7 @@ class Experiment:
             declared_steps=declared or {},
             weights={tenant.name: tenant.weight for tenant in self.source.tenants},
             client_timeout_us=None if timeout is None else round(timeout * 1e6),
-            losses=losses,
+            losses=self.knobs.get("lose_engine", ()),
         )
         return plan, len(generated) - len(scripts)
 
@@ -251,7 +264,11 @@ class Experiment:
         return [int(at) for at in arrivals.times_us(num, seed)]
 
     def run_one(
-        self, preset: str, seed: int, watch: Callable[[int, int], None] | None = None
+        self,
+        preset: str,
+        seed: int,
+        watch: Callable[[int, int], None] | None = None,
+        observe: Observe | None = None,
     ) -> RunRecord:
         """One preset with one seed, in this process."""
         plan, excluded = self.plan(seed)
@@ -264,6 +281,7 @@ class Experiment:
             seed=seed,
             check=self.check,
             watch=watch,
+            observe=observe,
             reserve_full_prompt=self.knobs.get("reserve_full_prompt", False),
         )
         record = simulation.run()
@@ -295,18 +313,25 @@ def _run_job(experiment: Experiment, preset: str, seed: int, job: int) -> RunRec
 
 
 def run(
-    experiment: Experiment, *, processes: int | None = None, quiet: bool = False
+    experiment: Experiment,
+    *,
+    processes: int | None = None,
+    quiet: bool = False,
+    observe: Observe | None = None,
 ) -> dict[str, list[RunRecord]]:
     """All runs: for every preset, one record per seed, in the order of the seeds.
 
-    Shows progress on standard error (tasks per second, simulated time, time to go).
+    Shows progress on standard error (tasks per second, simulated time, time to go). Runs that are
+    observed run in this process, one after another.
     """
+    if processes is not None and processes < 1:
+        raise ExperimentError(f"--processes {processes}: must be at least 1")
     jobs = [(preset, seed) for seed in experiment.seeds for preset in experiment.presets]
-    processes = min(processes or os.cpu_count() or 1, len(jobs))
+    processes = 1 if observe else min(processes or os.cpu_count() or 1, len(jobs))
     total = len(jobs) * experiment.tasks
     with tqdm(total=total, unit="task", disable=quiet, smoothing=0.05) as bar:
         if processes == 1:
-            records = dict(_run_here(experiment, jobs, bar))
+            records = dict(_run_here(experiment, jobs, bar, observe))
         else:
             records = _run_in_pool(experiment, jobs, processes, bar)
     return {
@@ -316,7 +341,10 @@ def run(
 
 
 def _run_here(
-    experiment: Experiment, jobs: Sequence[tuple[str, int]], bar: tqdm[Any]
+    experiment: Experiment,
+    jobs: Sequence[tuple[str, int]],
+    bar: tqdm[Any],
+    observe: Observe | None,
 ) -> Iterator[tuple[tuple[str, int], RunRecord]]:
     for number, (preset, seed) in enumerate(jobs):
         base = number * experiment.tasks
@@ -324,7 +352,7 @@ def _run_here(
         def watch(ended: int, now: int, base: int = base, preset: str = preset) -> None:
             _show(bar, base + ended, now, preset)
 
-        yield (preset, seed), experiment.run_one(preset, seed, watch)
+        yield (preset, seed), experiment.run_one(preset, seed, watch, observe)
         _show(bar, base + experiment.tasks, 0, preset)
 
 

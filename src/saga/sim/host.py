@@ -1,7 +1,7 @@
 """The simulator: drives the scheduler and simulated engines in virtual time.
 
-Events are ordered by (time, rank, sequence). The host plays workflow scripts, turns what engines
-tell into scheduler events and executes the scheduler's actions.
+Events are ordered by (time, rank, engine, sequence). The host plays workflow scripts, turns what
+engines tell into scheduler events and executes the scheduler's actions.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
+from itertools import pairwise
 
 from saga.core import actions as act
 from saga.core import events as ev
@@ -45,6 +46,12 @@ class EngineLoss:
     at: int
     back: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.engine < 0 or self.at < 0:
+            raise ValueError(f"engine {self.engine} is lost at {self.at} us: neither is below 0")
+        if self.back is not None and self.back <= self.at:
+            raise ValueError(f"engine {self.engine}, lost at {self.at} us, is back at {self.back}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -72,14 +79,32 @@ class Plan:
     def __post_init__(self) -> None:
         if (self.arrivals is None) == (self.agents is None):
             raise ValueError("a plan has either arrivals or a number of agents")
+        if self.agents is not None and self.agents < 1:
+            raise ValueError(f"agents={self.agents}: must be at least 1")
+        if self.stagger_us < 0:
+            raise ValueError(f"stagger_us={self.stagger_us}: must be at least 0")
+        for what in ("arrivals", "alone_us", "expected_us"):
+            values = getattr(self, what)
+            if values is not None and len(values) != len(self.scripts):
+                raise ValueError(f"{len(self.scripts)} scripts, {len(values)} {what}")
         if self.arrivals is not None:
-            if len(self.arrivals) != len(self.scripts):
-                raise ValueError(f"{len(self.scripts)} scripts, {len(self.arrivals)} arrivals")
-            for before, after in zip(self.arrivals, self.arrivals[1:], strict=False):
+            for before, after in pairwise((0, *self.arrivals)):
                 if after < before:
                     raise ValueError(f"arrival times are not monotonic: {after} after {before}")
         if len({script.id for script in self.scripts}) < len(self.scripts):
             raise ValueError("workflow ids are not unique")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup={self.warmup}: must be at least 0 and below 1")
+        if self.client_timeout_us is not None and self.client_timeout_us < 1:
+            raise ValueError(f"client_timeout_us={self.client_timeout_us}: must be at least 1")
+        self._check_losses()
+
+    def _check_losses(self) -> None:
+        back: dict[int, float] = {}
+        for loss in sorted(self.losses, key=lambda loss: loss.at):
+            if loss.at <= back.get(loss.engine, -1):
+                raise ValueError(f"engine {loss.engine} is lost at {loss.at} us, before it is back")
+            back[loss.engine] = float("inf") if loss.back is None else loss.back
 
 
 @dataclass(slots=True, eq=False)
@@ -170,7 +195,7 @@ class Simulation:
             reserve_full_prompt=reserve_full_prompt,
             max_jump=max_jump,
         )
-        self._heap: list[tuple[int, Rank, int, Callable[[], None]]] = []
+        self._heap: list[tuple[int, Rank, str, int, Callable[[], None]]] = []
         self._sequence = 0
         self._planned: dict[str, int] = {}
         """By engine: the time of its wake-up in the heap."""
@@ -194,7 +219,7 @@ class Simulation:
     # ---- the loop
 
     def run(self) -> RunRecord:
-        """Plays the plan until every workflow has ended."""
+        """Plays the plan until every workflow has ended, or nothing can happen any more."""
         began = time.perf_counter()
         for number in range(self.cluster.num_engines):
             self._engine_up(f"engine-{number:02d}")
@@ -202,7 +227,7 @@ class Simulation:
             self._schedule_loss(loss)
         self._schedule_arrivals()
         while self._heap:
-            at, _, _, call = heapq.heappop(self._heap)
+            at, _, _, _, call = heapq.heappop(self._heap)
             self.now = at
             self.num_events += 1
             call()
@@ -212,9 +237,11 @@ class Simulation:
                 break
         return self._record(time.perf_counter() - began)
 
-    def _at(self, at: int, rank: Rank, call: Callable[[], None]) -> None:
+    def _at(self, at: int, rank: Rank, call: Callable[[], None], engine: str = "") -> None:
+        """``engine``: whose wake-up it is; their order must not depend on when they were planned,
+        which a jump changes."""
         self._sequence += 1
-        heapq.heappush(self._heap, (at, rank, self._sequence, call))
+        heapq.heappush(self._heap, (at, rank, engine, self._sequence, call))
 
     def _tell(self, event: ev.Event) -> None:
         actions = self.scheduler.handle(event)
@@ -273,7 +300,7 @@ class Simulation:
         at = engine.next_event_us
         if at is not None and self._planned.get(engine.name) != at:
             self._planned[engine.name] = at
-            self._at(at, Rank.ENGINE, lambda: self._wake_engine(engine.name))
+            self._at(at, Rank.ENGINE, lambda: self._wake_engine(engine.name), engine.name)
         if self._check:
             engine.check()
         while engine.cache.shrunk:
@@ -296,7 +323,7 @@ class Simulation:
 
     def _lose(self, name: str) -> None:
         """The engine is gone with its KV; the scheduler queues its requests again."""
-        del self.engines[name]
+        self.engines.pop(name).settle(self.now)
         self._planned.pop(name, None)
         self._tell(ev.EngineDown(at=self.now, engine=name))
 
@@ -525,7 +552,8 @@ class Simulation:
         for session in list(workflow.sessions.values()):
             if session.id in self._sessions:
                 if session.call is not None:
-                    waited_until = session.call.started or self.now
+                    started = session.call.started
+                    waited_until = self.now if started is None else started
                     self.recorder.waited(workflow.script.id, waited_until - session.call.arrived)
                     self._calls.pop(session.call.id, None)
                 self._forget(session)
@@ -550,11 +578,13 @@ class Simulation:
             case act.WakeAt():
                 self._at(action.at, Rank.SCHEDULER, lambda: self._tell(ev.Tick(at=self.now)))
             case act.Retain():
-                self.engines[action.engine].retain(
-                    action.session, action.until, action.score, self.now
-                )
+                engine = self.engines[action.engine]
+                engine.retain(action.session, action.until, action.score, self.now)
+                self._after(engine)
             case act.Release():
-                self.engines[action.engine].release(action.session, self.now)
+                engine = self.engines[action.engine]
+                engine.release(action.session, self.now)
+                self._after(engine)
             case act.Move():
                 self._move(action)
             case act.Prefetch():
@@ -589,6 +619,8 @@ class Simulation:
             priority=action.priority,
             gap_us=None if last else step.gap_us,
         )
+        if call.job is not None:
+            job.replace(call.job)
         call.job = job
         if session.arriving_at > self.now:
             self._at(
@@ -609,9 +641,8 @@ class Simulation:
         """Copies what is resident; the request that follows waits for it."""
         session = self._sessions[action.session]
         source = self.engines[action.source]
-        path, size = session.lineage.path, self._limits.block_size
-        limit = session.lineage.context_tokens // size
-        tokens = source.cache.hit(path, limit) * size
+        path = session.lineage.path
+        tokens = source.resident(path, session.lineage.context_tokens, self.now)
         begin = max(self.now, self._network_free.get(action.source, 0))
         session.arriving_at = begin + self.cluster.engine.transfer_us(tokens)
         self._network_free[action.source] = session.arriving_at
@@ -621,8 +652,10 @@ class Simulation:
             target = self.engines.get(action.target)
             if target is not None and session.id in self._sessions:
                 target.adopt(path, tokens, self.now)
-            if action.source in self.engines:
+                self._after(target)
+            if self.engines.get(action.source) is source:
                 source.drop(session.id, self.now)
+                self._after(source)
 
         self._at(session.arriving_at, Rank.CLUSTER, arrive)
 
@@ -644,7 +677,7 @@ class Simulation:
     # ---- the record
 
     def _engine_usage(self, engine: SimEngine) -> EngineUsage:
-        occupancy, size = engine.cache.settle(self.now), self._limits.block_size
+        occupancy, size = engine.settle(self.now), self._limits.block_size
         return EngineUsage(
             engine=engine.name,
             capacity_tokens=engine.cache.capacity * size,

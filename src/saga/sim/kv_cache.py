@@ -22,6 +22,8 @@ class Segment(KVEntry):
 
     content: Content
     blocks: int = 0
+    whole: int = 0
+    """The first blocks that somebody who left has computed to their end."""
     host_blocks: int = 0
     """The first blocks of the content that the host tier holds."""
     pins: dict[int, int] = field(default_factory=dict)
@@ -78,6 +80,7 @@ class KVCache:
         self.shrunk: dict[str, int] = {}
         """Sessions whose KV was used up by evictions, until the host has told: blocks left."""
         self._now = now
+        self._reset_at = now
         self._segments: dict[Content, Segment] = {}
         self._by_session: dict[str, dict[Segment, None]] = {}
         self._host: dict[Segment, None] = {}
@@ -139,7 +142,8 @@ class KVCache:
             segment = self._segment(span.content)
             waited = min(segment.end, span.end, hit) - span.content.start - segment.pinned
             if waited > 0:
-                self.occupancy.later_hit += waited * (now - segment.last_access)
+                since = max(segment.last_access, self._reset_at)
+                self.occupancy.later_hit += waited * (now - since)
             segment.pins[span.end] = segment.pins.get(span.end, 0) + 1
             segment.released = False
             segment.retained_until = 0
@@ -147,20 +151,31 @@ class KVCache:
 
     def grow(self, path: Sequence[Span], end: int, now: int) -> None:
         """Makes the pinned path resident up to block ``end``, evicting as needed."""
+        last = self._segments[path[-1].content]
+        if last.blocks:  # then all before it is resident
+            self._extend(last, end - last.end, now)
+            return
         for span in path:
             segment = self._segments[span.content]
-            more = min(span.end, end) - segment.end
-            if more > 0:
-                self._advance(now)
-                if more > self.free:
-                    self.evict(more - self.free, now)
-                if segment.blocks == 0:
-                    self._branch(span.content, +1)
-                segment.blocks += more
-                self.resident += more
-                self._recount(segment)
+            self._extend(segment, min(span.end, end) - segment.end, now)
             if span.end >= end:
                 return
+
+    def _extend(self, segment: Segment, blocks: int, now: int) -> None:
+        if blocks <= 0:
+            return
+        self._advance(now)
+        if blocks > self.free:
+            self.evict(blocks - self.free, now)
+        if segment.blocks == 0:
+            self._branch(segment.content, +1)
+        segment.blocks += blocks
+        self.resident += blocks
+        if ENDLESS in segment.pins:  # all of it is in use, as before: the usual case, kept short
+            segment.active += blocks
+            self.active += blocks
+        else:
+            self._recount(segment)
 
     def unpin(
         self, path: Sequence[Span], full_blocks: int, now: int, next_use: int = FOREVER
@@ -174,9 +189,8 @@ class KVCache:
                 del segment.pins[span.end]
             segment.last_access = now
             segment.next_use = next_use
-            if span.end == ENDLESS and not segment.pins:
-                whole = max(0, full_blocks - span.content.start)
-                self._drop(segment, segment.blocks - min(segment.blocks, whole))
+            segment.whole = max(segment.whole, min(span.end, full_blocks) - span.content.start)
+            self._drop(segment, min(segment.blocks - segment.whole, segment.evictable))
             self._recount(segment)
             self._forget_if_empty(segment)
 
@@ -188,17 +202,24 @@ class KVCache:
             if victim is None:
                 raise InvariantError(f"law 5: {blocks} blocks wanted and all KV is in use")
             assert isinstance(victim, Segment)
-            available = victim.evictable
-            taken = available if self.index.policy.whole_entry else min(blocks, available)
+            taken = victim.tokens if self.index.policy.whole_entry else min(blocks, victim.tokens)
             self.counts.evicted_blocks += taken
             blocks -= taken
             self._drop(victim, taken)
-            self._recount(victim)
-            if not victim.evictable:
-                self.counts.num_evictions += 1
-                if victim.session is not None:
-                    self.shrunk[victim.session] = victim.end
-            self._forget_if_empty(victim)
+            gone = min(victim.dead, taken)  # the dead part of a run is its tail
+            victim.dead -= gone
+            self.dead -= gone
+            victim.tokens -= taken
+            if not victim.tokens:
+                self._used_up(victim)
+
+    def _used_up(self, segment: Segment) -> None:
+        """Nothing more can be evicted of it."""
+        self.index.discard(segment)
+        self.counts.num_evictions += 1
+        if segment.session is not None:
+            self.shrunk[segment.session] = segment.end
+        self._forget_if_empty(segment)
 
     # ---- what the scheduler says
 
@@ -280,6 +301,7 @@ class KVCache:
         if blocks <= 0:
             return
         segment.blocks -= blocks
+        segment.whole = min(segment.whole, segment.blocks)
         self.resident -= blocks
         if segment.blocks == 0:
             self._branch(segment.content, -1)
@@ -335,6 +357,7 @@ class KVCache:
 
     def reset_occupancy(self, now: int) -> None:
         self._advance(now)
+        self._reset_at = now
         self.occupancy = Occupancy()
 
     def settle(self, now: int) -> Occupancy:
