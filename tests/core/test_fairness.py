@@ -14,7 +14,7 @@ from saga.core.fairness import REFRESH_PER_EVENT, ServiceLedger
 from saga.core.model import ClusterState, Request, Tenant, Workflow
 from saga.core.policy import ClusterView, RequestView, TenantView, WorkflowView
 from saga.core.queues import FairQueue
-from saga.core.scheduler import View
+from saga.core.view import View
 from saga.testing import FakeCluster
 
 EPOCH_US = 100_000

@@ -14,8 +14,9 @@ from saga.core.actions import Action
 from saga.core.events import Event
 from saga.report.records import RunRecord
 from saga.sim.hardware import ClusterSpec, get_cluster
-from saga.sim.host import Plan, Simulation
+from saga.sim.host import Simulation
 from saga.sim.latency import StepTime
+from saga.sim.plan import Plan
 from saga.traces.script import SessionScript, StepScript, WorkflowScript
 
 US = 1_000_000

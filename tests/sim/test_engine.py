@@ -18,7 +18,7 @@ from saga.policies.belady import Belady
 from saga.policies.lru import Lru
 from saga.policies.prefix_lru import PrefixLru
 from saga.policies.wa_lru import WaLru
-from saga.sim.engine import Moment
+from saga.sim.engine import Job, Moment
 
 
 def test_a_prompt_is_prefilled_in_chunks_of_the_budget() -> None:
@@ -57,6 +57,17 @@ def test_decodes_go_first_and_prefill_takes_what_is_left_of_the_budget() -> None
         (6_950, "b", "finished"),
         (9_980, "a", "finished"),
     ]
+
+
+def test_a_decode_takes_its_token_of_the_budget() -> None:
+    """Beside a's decode there is room for 99 tokens, [2,410, 4,410); b's hundredth takes another
+    step, of two tokens."""
+    bench = Bench(max_num_batched_tokens=100)
+    bench.submit("a", 40, 8)
+    bench.run(until=2_000)
+    bench.submit("b", 100, 1)
+    bench.run()
+    assert bench.times("first_token")["b"] == 5_430
 
 
 def test_prompts_share_a_step_while_the_budget_lasts() -> None:
@@ -487,6 +498,18 @@ def test_a_prefetch_prepares_the_prompt_and_is_told_nobody_of() -> None:
     job = bench.submit("s1", 120, 1, session="s", kept=101)
     bench.run()
     assert job.hit_tokens == 96
+
+
+def test_the_last_token_is_computed_even_if_all_is_resident() -> None:
+    """The second time 7 whole blocks of 112 tokens are resident; 6 of them are hit."""
+    bench = Bench()
+    path = bench.job("first", 112, 1, session="s").path
+    for name in ("first", "second"):
+        ghost = Job(id=name, session="s", path=path, prompt_tokens=112, output_tokens=1)
+        bench.engine.prefetch(ghost, bench.now)
+        bench.run()
+    assert ghost.hit_tokens == 96
+    assert bench.engine.counts.tokens.prefetched == 112 + 16
 
 
 def test_a_prefetch_waits_until_nothing_else_is_to_be_prefilled() -> None:

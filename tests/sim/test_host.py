@@ -34,7 +34,7 @@ from saga.core.events import (
 from saga.report.records import Outcome, WorkflowRecord
 from saga.sim.counts import Counts
 from saga.sim.hardware import ClusterSpec
-from saga.sim.host import EngineLoss, Plan
+from saga.sim.plan import EngineLoss, Plan
 from saga.traces.script import SessionScript, WorkflowScript
 
 AFFINITY = "vllm_apc_affinity"

@@ -19,8 +19,9 @@ from saga.sim.hardware import (
     ModelSpec,
     get_cluster,
 )
-from saga.sim.host import Plan, Simulation
+from saga.sim.host import Simulation
 from saga.sim.latency import StepTime, hit_tokens
+from saga.sim.plan import Plan
 from saga.traces.script import SessionScript, StepScript, WorkflowScript
 
 STEP_TIME = StepTime.of(get_cluster("paper-64xa100").engine)

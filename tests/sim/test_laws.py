@@ -37,10 +37,10 @@ from saga.core.model import RequestState
 from saga.report.records import Outcome, TokenCounts
 from saga.sim.counts import Counts
 from saga.sim.hardware import ClusterSpec
-from saga.sim.host import EngineLoss, Plan
 from saga.sim.kv_cache import Segment
 from saga.sim.latency import StepTime, alone_ps, end_us, timeline
 from saga.sim.lineage import Content, Lineage
+from saga.sim.plan import EngineLoss, Plan
 from saga.traces.script import WorkflowScript
 
 HOST = "vllm_apc_affinity+offload=host_lru"

@@ -13,7 +13,7 @@ from tests.sim.factory import (
 )
 
 from saga.report.records import Outcome, WorkflowRecord
-from saga.sim.host import EngineLoss
+from saga.sim.plan import EngineLoss
 from saga.sim.recorder import Recorder
 
 SCRIPT = workflow(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from saga.core import actions as act
@@ -16,9 +16,7 @@ from saga.core import events as ev
 from saga.core.cache import FOREVER
 from saga.core.errors import ClockError, DuplicateIdError, UnknownIdError
 from saga.core.fairness import ServiceLedger
-from saga.core.forecast import ReturnTimes
-from saga.core.graph import START, GraphStore, RemainingWork
-from saga.core.loads import MEASURES, Loads, Measure
+from saga.core.graph import START, RemainingWork
 from saga.core.model import (
     ClusterState,
     Engine,
@@ -30,54 +28,14 @@ from saga.core.model import (
     Workflow,
 )
 from saga.core.policy import (
-    EngineView,
     FairnessPolicy,
     Policies,
-    RequestView,
-    SessionView,
 )
 from saga.core.queues import FairQueue
+from saga.core.view import View
 
 STORY_LENGTH = 32
 """Events kept for the story of a broken law."""
-
-
-class View:
-    """The read-only face that policies see; a thin look at the state, never a copy."""
-
-    def __init__(self, state: ClusterState, queues: dict[str, FairQueue]) -> None:
-        self._state = state
-        self._queues = queues
-        self.engines: Sequence[EngineView] = ()
-        self.loads = Loads()
-        self.return_times = ReturnTimes()
-        self.graphs = GraphStore()
-
-    @property
-    def now(self) -> int:
-        return self._state.now
-
-    @property
-    def num_epochs(self) -> int:
-        return self._state.num_epochs
-
-    @property
-    def num_arrived(self) -> int:
-        return self._state.num_arrived
-
-    def load(self, measure: Measure, engine: EngineView) -> float:
-        return MEASURES[measure](self._state.engines[engine.id])
-
-    def least_loaded(self, measure: Measure, salt: str) -> EngineView:
-        return self.loads.least(measure, salt)
-
-    def oldest_queued(self, engine: EngineView) -> RequestView | None:
-        return self._queues[engine.id].oldest()
-
-    def acting_sessions(self, engine: EngineView) -> Iterator[SessionView]:
-        for session in self._state.sessions.values():
-            if session.state is SessionState.ACTING and session.home is engine:
-                yield session
 
 
 class Scheduler:

@@ -22,8 +22,9 @@ from saga.core.cache import FOREVER, KVEntry, RetentionIndex
 from saga.core.policy import Policies
 from saga.core.scheduler import Scheduler
 from saga.sim.hardware import ClusterSpec
-from saga.sim.host import Plan, Simulation
+from saga.sim.host import Simulation
 from saga.sim.lineage import reusable_tokens
+from saga.sim.plan import Plan
 
 POOL_FRACTIONS = (0.3, 0.5, 0.7, 0.9)
 """Pool sizes, relative to the mean idle KV of the timeline."""

@@ -21,8 +21,9 @@ from saga.report.records import RunRecord
 from saga.sim.arrivals import get_arrivals
 from saga.sim.fluid import FluidPoint, Mix, expected_us, operating_point, saturation
 from saga.sim.hardware import ENGINE_OPTIONS, ClusterSpec, get_cluster
-from saga.sim.host import EngineLoss, Plan, Simulation
+from saga.sim.host import Simulation
 from saga.sim.latency import StepTime
+from saga.sim.plan import EngineLoss, Plan
 from saga.sim.workload import Workload, get_workload
 from saga.traces.script import WorkflowScript
 

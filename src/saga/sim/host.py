@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
-from itertools import pairwise
 
 from saga.core import actions as act
 from saga.core import events as ev
@@ -25,6 +24,7 @@ from saga.sim.hardware import ClusterSpec
 from saga.sim.kv_cache import KVCache
 from saga.sim.latency import StepTime
 from saga.sim.lineage import Content, Lineage, Span, reusable_tokens
+from saga.sim.plan import EngineLoss, Plan
 from saga.sim.recorder import Recorder
 from saga.traces.script import SessionScript, StepScript, WorkflowScript
 
@@ -36,75 +36,6 @@ class Rank(IntEnum):
     CLUSTER = 1
     CLIENT = 2
     SCHEDULER = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLoss:
-    """An engine that dies at ``at`` and comes back empty at ``back``, or never."""
-
-    engine: int
-    at: int
-    back: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.engine < 0 or self.at < 0:
-            raise ValueError(f"engine {self.engine} is lost at {self.at} us: neither is below 0")
-        if self.back is not None and self.back <= self.at:
-            raise ValueError(f"engine {self.engine}, lost at {self.at} us, is back at {self.back}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What is played: the workflows, when they arrive, and what counts."""
-
-    scripts: Sequence[WorkflowScript]
-    arrivals: Sequence[int] | None = None
-    """Microseconds, one per script, not decreasing. None: a closed loop."""
-    agents: int | None = None
-    """Closed loop: so many workflows at a time, one after another without pause."""
-    stagger_us: int = 0
-    """Closed loop: the first workflows start within this time."""
-    alone_us: Sequence[int]
-    expected_us: Sequence[int]
-    warmup: float = 0.15
-    """Share of the workflows, the first ones, that is not measured."""
-    declared_steps: Mapping[str, float] = field(default_factory=dict)
-    """Mean number of steps that clients declare, by agent type."""
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """Tenant weights; 1 where not given."""
-    client_timeout_us: int | None = None
-    """A client gives its workflow up when one request takes longer than this."""
-    losses: Sequence[EngineLoss] = ()
-
-    def __post_init__(self) -> None:
-        if (self.arrivals is None) == (self.agents is None):
-            raise ValueError("a plan has either arrivals or a number of agents")
-        if self.agents is not None and self.agents < 1:
-            raise ValueError(f"agents={self.agents}: must be at least 1")
-        if self.stagger_us < 0:
-            raise ValueError(f"stagger_us={self.stagger_us}: must be at least 0")
-        for what in ("arrivals", "alone_us", "expected_us"):
-            values = getattr(self, what)
-            if values is not None and len(values) != len(self.scripts):
-                raise ValueError(f"{len(self.scripts)} scripts, {len(values)} {what}")
-        if self.arrivals is not None:
-            for before, after in pairwise((0, *self.arrivals)):
-                if after < before:
-                    raise ValueError(f"arrival times are not monotonic: {after} after {before}")
-        if len({script.id for script in self.scripts}) < len(self.scripts):
-            raise ValueError("workflow ids are not unique")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup={self.warmup}: must be at least 0 and below 1")
-        if self.client_timeout_us is not None and self.client_timeout_us < 1:
-            raise ValueError(f"client_timeout_us={self.client_timeout_us}: must be at least 1")
-        self._check_losses()
-
-    def _check_losses(self) -> None:
-        back: dict[int, float] = {}
-        for loss in sorted(self.losses, key=lambda loss: loss.at):
-            if loss.at <= back.get(loss.engine, -1):
-                raise ValueError(f"engine {loss.engine} is lost at {loss.at} us, before it is back")
-            back[loss.engine] = float("inf") if loss.back is None else loss.back
 
 
 @dataclass(slots=True, eq=False)

@@ -1,0 +1,50 @@
+"""The read-only face of the state that policies see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from saga.core.forecast import ReturnTimes
+from saga.core.graph import GraphStore
+from saga.core.loads import MEASURES, Loads, Measure
+from saga.core.model import ClusterState, SessionState
+from saga.core.policy import EngineView, RequestView, SessionView
+from saga.core.queues import FairQueue
+
+
+class View:
+    """The read-only face that policies see; a thin look at the state, never a copy."""
+
+    def __init__(self, state: ClusterState, queues: dict[str, FairQueue]) -> None:
+        self._state = state
+        self._queues = queues
+        self.engines: Sequence[EngineView] = ()
+        self.loads = Loads()
+        self.return_times = ReturnTimes()
+        self.graphs = GraphStore()
+
+    @property
+    def now(self) -> int:
+        return self._state.now
+
+    @property
+    def num_epochs(self) -> int:
+        return self._state.num_epochs
+
+    @property
+    def num_arrived(self) -> int:
+        return self._state.num_arrived
+
+    def load(self, measure: Measure, engine: EngineView) -> float:
+        return MEASURES[measure](self._state.engines[engine.id])
+
+    def least_loaded(self, measure: Measure, salt: str) -> EngineView:
+        return self.loads.least(measure, salt)
+
+    def oldest_queued(self, engine: EngineView) -> RequestView | None:
+        return self._queues[engine.id].oldest()
+
+    def acting_sessions(self, engine: EngineView) -> Iterator[SessionView]:
+        for session in self._state.sessions.values():
+            if session.state is SessionState.ACTING and session.home is engine:
+                yield session
