@@ -42,7 +42,9 @@ CASES: dict[str, str] = {
         for agents in (40, 56, 72)
     },
     "ablation": f"compare --presets {ABLATION} --workload swe-bench --load 1.0 {SMALL}",
-    "slo": f"compare --presets {BEST} --workload burstgpt-mix --load 0.8 {SMALL}",
+    "slo": f"compare --presets {BEST} --workload burstgpt-mix --cluster paper-64xa100 "
+    "--load 0.8 --tasks 800 --seeds 2",
+    "slo-small": f"compare --presets {BEST} --workload burstgpt-mix --load 0.8 {SMALL}",
     **{
         f"tool-cv-{cv}": f"compare --presets vllm_apc_affinity,saga_paper --workload swe-bench "
         f"--load 1.0 --set tool_cv={cv} {SMALL}"

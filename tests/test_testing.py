@@ -47,7 +47,7 @@ def test_time_passes_with_the_ticks_that_were_asked_for() -> None:
     cluster.ask("a")
     epochs = cluster.scheduler.state.num_epochs
     cluster.engine_up("late")
-    cluster.wake = 500_000
+    cluster._execute(act.WakeAt(at=500_000, reason="test"))
     cluster.advance(499_992)
     assert (cluster.now, cluster.wake) == (499_999, 500_000)
     assert cluster.scheduler.state.num_epochs == epochs

@@ -160,6 +160,15 @@ def test_the_measured_window_is_from_the_first_measured_submission_to_the_last()
     assert (usage.window_us, usage.busy_us) == (15_000, 2_800)
 
 
+def test_kv_that_was_cut_off_is_dead() -> None:
+    """160 tokens until 2,600, then idle; at 12,600 the session is back and keeps nothing. Its next
+    prompt of 40 (three blocks) runs until 14,000."""
+    session = SessionScript(steps=(step(0, 160, 1, gap=10_000), step(0, 40, 1)))
+    (usage,) = by_hand([workflow("w", session)], [0]).record.engines
+    assert usage.active == 160 * 2_600 + 48 * 1_400
+    assert (usage.waiting, usage.dead, usage.later_hit) == (160 * 10_000, 160 * 1_400, 0)
+
+
 # ---- workflows
 
 

@@ -68,6 +68,14 @@ def test_a_cut_ends_the_claim_on_what_was_cut_off() -> None:
     assert old.content in lineage.changed
 
 
+def test_keeping_all_but_the_last_token_is_a_cut() -> None:
+    lineage = Lineage(1, "a", SIZE)
+    lineage.begin(None, 0)
+    lineage.advance(step(0, 30, 10))
+    path = lineage.advance(step(39, 5, 1))
+    assert [span.content.start for span in path] == [0, 9]
+
+
 def test_a_cut_to_nothing_shares_nothing() -> None:
     lineage = Lineage(1, "a", SIZE)
     lineage.begin(None, 0)

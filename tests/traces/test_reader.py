@@ -9,6 +9,15 @@ from hypothesis import strategies as st
 from saga.traces import Problem, TraceError, check_script, read_scripts
 
 TASK = {"task": "a", "steps": [{"prompt_tokens": 9, "output_tokens": 2}]}
+RUN = """\
+{"format":"saga.trace.v1"}
+{"event":"WorkflowSubmitted","at":5,"workflow":"w","index":0,"tenant":"t","agent_type":"a"}
+{"event":"SessionOpened","at":5,"workflow":"w","index":1,"session":"s","parent":null}
+{"event":"RequestArrived","at":5,"workflow":"w","index":2,"session":"s","request":"r",\
+"prompt_tokens":3}
+{"event":"RequestFinished","at":9,"workflow":"w","index":3,"request":"r","output_tokens":4,\
+"tool":null}
+{"event":"WorkflowDone","at":9,"workflow":"w","index":4}"""
 ONE_OF_EACH = {
     "agent": json.dumps(TASK),
     "weka": json.dumps({**TASK, "hash_scope": "local"}),
@@ -16,6 +25,7 @@ ONE_OF_EACH = {
     "azure": '{"t": 0.5, "in": 3, "out": 4}',
     "saga": '{"format": "saga.scripts.v1"}\n{"id": "a", "sessions": [{"steps": '
     '[{"kept_tokens": 0, "new_tokens": 3, "output_tokens": 4}]}]}',
+    "run": RUN,
 }
 
 

@@ -3,6 +3,7 @@
 from saga.traces.base import Problem, TraceError, TraceFile
 from saga.traces.check import check_script
 from saga.traces.reader import read_scripts
+from saga.traces.run import TraceWriter
 from saga.traces.script import SessionScript, StepScript, WorkflowScript
 from saga.traces.scripts import write_scripts
 from saga.traces.stats import trace_stats
@@ -13,6 +14,7 @@ __all__ = [
     "StepScript",
     "TraceError",
     "TraceFile",
+    "TraceWriter",
     "WorkflowScript",
     "check_script",
     "read_scripts",

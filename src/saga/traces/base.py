@@ -31,7 +31,7 @@ class TraceFile:
 
     path: Path
     kind: str
-    """``saga``, ``agent``, ``weka``, ``mooncake`` or ``azure``."""
+    """``saga``, ``run``, ``agent``, ``weka``, ``mooncake`` or ``azure``."""
     scripts: list[WorkflowScript]
     problems: list[Problem]
     notes: list[str]

@@ -16,6 +16,7 @@ from saga.traces.agent import read_agent
 from saga.traces.azure import CSV_HEADER, read_azure
 from saga.traces.base import Line, ReadLog, TraceError, TraceFile
 from saga.traces.mooncake import read_mooncake
+from saga.traces.run import RUN_FORMAT, read_run
 from saga.traces.script import WorkflowScript
 from saga.traces.scripts import FORMAT, read_saga
 
@@ -26,11 +27,11 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def read_scripts(path: str | Path, *, strict: bool = False) -> TraceFile:
-    """Read the workflows of a trace file: agent traces, Mooncake, Azure, or ``saga.scripts.v1``.
+    """Read the workflows of a trace file: agent traces, Mooncake, Azure, or the project's own ones.
 
     A record that cannot be used becomes a Problem and the others are kept; with ``strict`` it is
-    raised as ``TraceError("FILE:LINE: reason")``. Except in the project's own format, arrival times
-    are moved to count from the first one. Raises TraceError naming the file if it cannot be read,
+    raised as ``TraceError("FILE:LINE: reason")``. Except in ``saga.scripts.v1``, arrival times are
+    moved to count from the first one. Raises TraceError naming the file if it cannot be read,
     is in no known format, or holds no usable workflow.
     """
     path = Path(path)
@@ -89,14 +90,16 @@ def _format(lines: list[Line], path: Path) -> tuple[str, Read]:
             return found
     raise TraceError(
         f"{path}: no known trace format. Expected JSON lines with steps (agent traces), hash_ids "
-        f"(Mooncake), t, in and out (Azure) or a {FORMAT} header, or CSV with the columns "
-        f"{CSV_HEADER.decode()}"
+        f"(Mooncake), t, in and out (Azure) or a {FORMAT} or {RUN_FORMAT} header, or CSV with the "
+        f"columns {CSV_HEADER.decode()}"
     )
 
 
 def _format_of(record: dict[str, object], path: Path) -> tuple[str, Read] | None:
     if record.get("format") == FORMAT:
         return "saga", read_saga
+    if record.get("format") == RUN_FORMAT:
+        return "run", read_run
     if "hash_scope" in record:
         return "weka", partial(read_agent, agent_type="claude-code")
     if "steps" in record:
