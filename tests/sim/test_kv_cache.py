@@ -491,3 +491,19 @@ class CacheMachine(RuleBasedStateMachine):
 
 TestCacheMachine = CacheMachine.TestCase
 TestCacheMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_releasing_a_parent_keeps_what_a_fork_continues_from() -> None:
+    cache = KVCache(16, PrefixLru())
+    parent, child, idle = Lineage(1, "parent", 16), Lineage(2, "child", 16), Lineage(3, "idle", 16)
+    for lineage in (idle, parent):
+        lineage.begin(None, 0)
+        path = lineage.advance(step(0, 96, 1))
+        cache.pin(path, 0, lineage.context_tokens)
+        cache.grow(path, 6, 100)
+        cache.unpin(path, 6, 100)
+    child.fork(parent, 96)
+    parent.end()
+    cache.release("parent", 200)
+    cache.evict(10, 300)
+    assert cache.hit(child.path, 6) == 2  # the idle session's 6 went first, then 4 of the parent's

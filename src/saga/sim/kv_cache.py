@@ -232,8 +232,13 @@ class KVCache:
                 self.index.update(segment, now)
 
     def release(self, session: str, now: int) -> None:
-        """Nobody will ask for it again: first to go, and out of host memory at once."""
+        """Nobody will ask for it again: first to go, and out of host memory at once.
+
+        What a fork still continues from stays as it is.
+        """
         for segment in list(self._by_session.get(session, ())):
+            if any(end != ENDLESS for end in segment.content.claims.values()):
+                continue
             segment.released = True
             self._set_host(segment, 0)
             self.index.update(segment, now)
