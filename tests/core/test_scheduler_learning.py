@@ -71,7 +71,7 @@ def test_a_session_before_its_first_step_has_its_whole_way_to_go() -> None:
     step(cluster, "ending", 1_000)
     workflows = cluster.scheduler.state.workflows
     assert workflows["ending"].remaining.steps == 0
-    assert workflows["fresh"].remaining.steps == pytest.approx(2.0, abs=1e-6)
+    assert workflows["fresh"].remaining.steps == pytest.approx(3.0, abs=1e-6)
 
 
 def test_the_first_request_of_a_tenant_is_charged_by_a_share_that_counts_its_work() -> None:

@@ -67,10 +67,9 @@ class RetentionIndex:
     """The idle entries of one engine: released ones go first, then unprotected ones by rank, and
     retained ones only when nothing else is left, the ones retained for ever last.
 
-    A victim stays the victim until it is gone or in use again, so that space is taken from one
-    session after another and not from all of them a little. (Ranks of static policies do not change
-    meanwhile, so there a newcomer of higher rank takes its place.) O(log n) per victim for static
-    policies, one scan per victim for the others.
+    A victim stays the victim until it is gone, in use again, or (static policies) outranked by a
+    newcomer, so that space is taken from one session after another and not from all a little.
+    O(log n) per victim for static policies, one scan per victim for the others.
     """
 
     def __init__(self, policy: EvictionPolicy) -> None:

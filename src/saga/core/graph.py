@@ -125,11 +125,19 @@ class AgentExecutionGraph:
     def remaining(
         self, label: str | None, declared_steps: float | None = None, *, max_depth: int = 64
     ) -> RemainingWork:
-        """Expected steps and tokens still to come: the geometric walk, cut at ``max_depth``."""
-        p = self.p_continue(label, declared_steps)
+        """Expected steps and tokens still to come, at most ``max_depth`` steps.
+
+        If any step follows, as many follow as sessions have on average: step counts are close to
+        geometric, so what was done already does not tell how much is left.
+        """
+        learned = self.num_sessions >= self.min_sessions
+        mean = self.steps.value(10.0)
+        if not learned and declared_steps is not None:
+            mean = declared_steps
+        p = 1.0 if label == START else self.p_continue(label, declared_steps)
         if p is None:
-            p = 1.0 - 1.0 / max(1.0, self.steps.value(10.0))
-        steps = float(max_depth) if p >= 1.0 else p * (1.0 - p**max_depth) / (1.0 - p)
+            p = 1.0 - 1.0 / max(1.0, mean)
+        steps = min(float(max_depth), p * max(1.0, mean))
         return RemainingWork(
             steps, steps * self.new_tokens.value(400.0), steps * self.output_tokens.value(200.0)
         )

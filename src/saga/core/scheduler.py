@@ -36,6 +36,8 @@ from saga.core.view import View
 
 STORY_LENGTH = 32
 """Events kept for the story of a broken law."""
+QUIET_EPOCHS = 5
+"""Epochs without a look at an engine's queue after which a tick looks."""
 
 
 class Scheduler:
@@ -302,7 +304,7 @@ class Scheduler:
         engine = self._engine_of(request)
         request.move(RequestState.RUNNING)
         request.started = event.at
-        request.cached_tokens = event.cached_tokens
+        request.cached_tokens = min(event.cached_tokens, request.prompt_tokens)
         engine.num_waiting -= 1
         engine.num_running += 1
         self._stir(engine)
@@ -317,7 +319,7 @@ class Scheduler:
             self._request_started(ev.RequestStarted(at=event.at, request=request.id))
         engine, session = self._engine_of(request), request.session
         if event.cached_tokens is not None:
-            request.cached_tokens = event.cached_tokens
+            request.cached_tokens = min(event.cached_tokens, request.prompt_tokens)
         cost = engine.cost_us(request.prompt_tokens - request.cached_tokens, event.output_tokens)
         self.ledger.settle(request, cost)
         session.workflow.service_us += cost
@@ -379,9 +381,10 @@ class Scheduler:
             if state is RequestState.CANCELLED:
                 engine = self._engine_of(request)
                 self._do(act.Cancel(request=request.id, engine=engine.id, reason=reason))
+            ran = request.state is RequestState.RUNNING
             self._leave_engine(request)
-            if state is not RequestState.FINISHED:
-                self.ledger.settle(request, 0.0)
+            if state is RequestState.FAILED or (state is RequestState.CANCELLED and not ran):
+                self.ledger.settle(request, 0.0)  # a client that cancels pays for what ran
         request.move(state)
         self.state.num_ended[state] += 1
         del self.state.requests[request.id]
@@ -391,6 +394,9 @@ class Scheduler:
         if not left:
             session.move(SessionState.ACTING)
             session.acting_since = self.state.now
+            if session.retained and session.home is not None:
+                self._retain(session, session.home, self.state.now, 1.0, "its request went away")
+                session.retained = False
         elif left == {RequestState.QUEUED}:
             session.move(SessionState.WAITING)
         else:
@@ -436,10 +442,7 @@ class Scheduler:
     def _place_again(self, requests: list[Request]) -> None:
         for request in requests:
             self.unplaced.pop(request.id, None)
-            if request.session.workflow.admitted:
-                self._place(request)
-            elif request not in self.unadmitted:
-                self.unadmitted.push(request, self.policies.ordering.key(request, self.view))
+            self._place(request)
 
     def _leave_queue(self, request: Request) -> None:
         """Takes a queued request out of wherever it waits."""
@@ -609,6 +612,8 @@ class Scheduler:
         self._next_epoch = event.at + self.policies.epoch_us
         self.state.num_epochs += 1
         self._place_again(list(self.unplaced.values()))
+        if self.policies.fairness is not None:
+            self._stir_the_quiet()
         if self.policies.stealing is not None and len(self.view.engines) > 1:
             for steal in self.policies.stealing.steals(self.view):
                 self._steal(
@@ -616,6 +621,14 @@ class Scheduler:
                     self.state.engines[steal.target.id],
                     steal.reason,
                 )
+
+    def _stir_the_quiet(self) -> None:
+        """Engines with a queue where nothing has happened for some epochs: a preemption may be due
+        though no event says so."""
+        epoch = self.state.now // self.policies.epoch_us
+        for engine in self.state.engines.values():
+            if engine.num_queued and epoch - engine.preempt_checked >= QUIET_EPOCHS:
+                self._stir(engine)
 
     def _steal(self, request: Request, target: Engine, reason: str) -> None:
         if request.state is not RequestState.QUEUED or request.engine in (None, target):
@@ -692,7 +705,8 @@ class Scheduler:
     def _ask_to_wake(self) -> None:
         at: int | None = self._prefetches[0][0] if self._prefetches else None
         held = self.unplaced and self.view.engines  # without engines, only an EngineUp can help
-        if held or (self._num_placed and self.policies.stealing is not None):
+        looks = self.policies.stealing is not None or self.policies.fairness is not None
+        if held or (self._num_placed and looks):
             epoch = max(self._next_epoch, self.state.now + 1)
             at = epoch if at is None else min(at, epoch)
         if at is None:

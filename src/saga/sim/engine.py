@@ -493,8 +493,11 @@ class SimEngine:
                 return
             if job.ghost and self._prefilling:
                 return  # ghosts sort last: nothing else waits, but something is being prefilled
-            if job.loaded_blocks is None and self._start_load(job, budget, now):
-                continue
+            if job.loaded_blocks is None and self._in_host_memory(job):
+                if self._start_load(job, budget, now):
+                    continue
+                if self._decoding or self._prefilling or self._loading:
+                    return  # room will come; computing it again now would cost more
             size = self._start(job, budget, now)
             if not size:
                 return
@@ -552,16 +555,19 @@ class SimEngine:
 
     # ---- reloads from host memory
 
-    def _start_load(self, job: Job, budget: int, now: int) -> bool:
-        """If host memory has more of the prompt than the GPU: reserves blocks and starts a copy.
+    def _in_host_memory(self, job: Job) -> bool:
+        """Whether host memory has more of the prompt than the GPU."""
+        limit = (job.target - 1) // self._limits.block_size
+        return self.cache.host_hit(job.path, limit) > self.cache.hit(job.path, limit)
 
-        Only if the first chunk behind the copy has room too.
-        """
+    def _start_load(self, job: Job, budget: int, now: int) -> bool:
+        """Reserves blocks for what host memory has and starts the copy, if there is room for it and
+        for the first chunk behind it."""
         size = self._limits.block_size
         limit = (job.target - 1) // size
         have = self.cache.hit(job.path, limit)
         reach = self.cache.host_hit(job.path, limit)
-        if reach <= have or not self._has_room(job, reach, have, budget):
+        if not self._has_room(job, reach, have, budget):
             return False
         self._waiting.pop(0)
         self.cache.pin(job.path, have, now)

@@ -553,17 +553,16 @@ class Simulation:
         if call.job is not None:
             job.replace(call.job)
         call.job = job
+        submit = partial(self._submit, self.engines[action.engine], call, job)
         if session.arriving_at > self.now:
-            self._at(
-                session.arriving_at, Rank.CLUSTER, lambda: self._submit(action.engine, call, job)
-            )
+            self._at(session.arriving_at, Rank.CLUSTER, submit)
         else:
-            self._submit(action.engine, call, job)
+            submit()
 
-    def _submit(self, name: str, call: _Call, job: Job) -> None:
-        engine = self.engines.get(name)
-        if engine is None or call.job is not job or call.id not in self._calls:
-            return  # the engine was lost, or the request was cancelled, while KV was moving
+    def _submit(self, engine: SimEngine, call: _Call, job: Job) -> None:
+        lost = self.engines.get(engine.name) is not engine  # it may have come back as another
+        if lost or call.job is not job or call.id not in self._calls:
+            return  # that, or the request was cancelled, while its KV was moving
         engine.cancel(_ghost_id(call.session), self.now)
         engine.submit(job, self.now)
         self._after(engine)
