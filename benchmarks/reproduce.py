@@ -34,12 +34,12 @@ CASES: dict[str, str] = {
     "--load 1.0 --tasks 1000 --seeds 3",
     **{
         f"load-{load}": f"compare --presets {BEST} --workload swe-bench --load {load} {SMALL}"
-        for load in ("0.7", "0.8", "0.9", "1.0", "1.1", "1.2")
+        for load in ("0.8", "1.0", "1.1")
     },
     **{
         f"agents-{agents}": f"compare --presets {BEST} --workload swe-agent --agents {agents} "
         f"{SMALL}"
-        for agents in (40, 56, 72)
+        for agents in (56, 72)
     },
     "ablation": f"compare --presets {ABLATION} --workload swe-bench --load 1.0 {SMALL}",
     "slo": f"compare --presets {BEST} --workload burstgpt-mix --cluster paper-64xa100 "
@@ -56,16 +56,8 @@ CASES: dict[str, str] = {
     "--cluster paper-32xa100 --tasks 600 --seeds 2",
     "host-tier": f"compare --presets {BEST} --workload swe-bench --load 1.1 "
     f"--set host_memory_gib=366 {SMALL}",
-    **{
-        f"oracle-{name}": f"oracle --presets {BELADY} --workload {workload} "
-        f"--cluster paper-16xa100 --load 0.8 --tasks 300 --seeds 2 --set tool_scale={scale}"
-        for name, workload, scale in (
-            ("swe", "swe-bench", 1),
-            ("web", "webarena", 1),
-            ("swe-x20", "swe-bench", 20),
-            ("mini-swe-x20", "mini-swe", 20),
-        )
-    },
+    "oracle-swe": f"oracle --presets {BELADY} --workload swe-bench --cluster paper-16xa100 "
+    "--load 0.8 --tasks 300 --seeds 2",
 }
 
 

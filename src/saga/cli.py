@@ -286,7 +286,7 @@ def _demo(arguments: argparse.Namespace) -> int:
          "--seeds", str(arguments.seeds), "--json", str(out / "report.json"),
          "--html", str(out / "report.html"), "--figures", str(out)]
     )  # fmt: skip
-    setting.argv = ["demo", *(["--out", str(out)] if out != Path("out/demo") else [])]
+    setting.argv = arguments.argv
     code = _compare(setting)
     print(f"\nReport: {out / 'report.html'}   Picture: {out / 'tct.png'}")
     return code

@@ -23,6 +23,10 @@ class AffinityThreshold:
     margin: float = 0.0
     """How much lower the other engine's load must be for a session with KV to leave its home."""
 
+    def __post_init__(self) -> None:
+        if not self.theta >= 0:
+            raise ValueError(f"theta is {self.theta}, allowed is 0 or more")
+
     def route(self, request: RequestView, cluster: ClusterView) -> Route | None:
         session = request.session
         home = session.home

@@ -26,9 +26,15 @@ class AgentFairSharePaper:
 
     slo_factor: float = 1.5
     min_slack_s: float = 1.0
+    min_urgency: float = 0.01
+    """Nobody's share falls below that of this urgency: a forecast of no work left may be wrong."""
     preempt_after_ms: float = 500.0
     """A queued request whose head waits longer than this may preempt a tenant of lower priority."""
     preempt_ratio: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not (self.slo_factor > 0 and self.min_slack_s > 0 and self.min_urgency > 0):
+            raise ValueError("slo_factor, min_slack_s and min_urgency must be above 0")
 
     def urgency(self, workflow: WorkflowView, cluster: ClusterView) -> float:
         work = workflow.remaining
@@ -41,7 +47,7 @@ class AgentFairSharePaper:
         return cost_us / max(slack_us, self.min_slack_s * 1e6)
 
     def share(self, tenant: TenantView, urgency: float) -> float:
-        return max(tenant.weight * urgency, 1e-9)
+        return tenant.weight * max(urgency, self.min_urgency)
 
     def preempt(
         self, head: RequestView, running: Sequence[RequestView], cluster: ClusterView

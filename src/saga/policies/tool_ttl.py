@@ -26,6 +26,14 @@ class ToolTtl:
     release_finished: bool = False
     protect_queued: bool = False
 
+    def __post_init__(self) -> None:
+        if not 0 < self.percentile <= 1:
+            raise ValueError(f"percentile is {self.percentile}, allowed is above 0 to 1")
+        if not 0 <= self.pressure_low < self.pressure_high:
+            raise ValueError("pressure_low must be at least 0 and below pressure_high")
+        if not (self.max_ttl_s >= 0 and self.floor_s >= 0):
+            raise ValueError("max_ttl_s and floor_s must be at least 0")
+
     def hold(self, session: SessionView, cluster: ClusterView) -> Hold | None:
         workflow, home = session.workflow, session.home
         if home is None:

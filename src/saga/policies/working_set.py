@@ -18,6 +18,10 @@ class WorkingSet:
     """Expected growth per session, about twelve steps; the best of 3,500, 8,000 and 12,000 on
     ``swe-bench`` in overload."""
 
+    def __post_init__(self) -> None:
+        if not (self.kappa > 0 and self.growth_tokens >= 0):
+            raise ValueError("kappa must be above 0 and growth_tokens not below 0")
+
     def admit(self, request: RequestView, cluster: ClusterView) -> Verdict:
         need = request.prompt_tokens + self.growth_tokens
         for engine in cluster.engines:
