@@ -1,5 +1,7 @@
 """Algorithm 1 and Eq. 6: ttl = min(P95 (1 - 0.5 m), 300 s), m memory pressure from 0.7 to 0.9."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,8 +36,8 @@ def hold(
     return policy.hold(held, cluster)
 
 
-def ttl_s(policy: ToolTtl, **situation: object) -> float:
-    answer = hold(policy, **situation)  # type: ignore[arg-type]
+def ttl_s(policy: ToolTtl, **situation: Any) -> float:
+    answer = hold(policy, **situation)
     assert answer is not None
     return (answer.until - NOW) / SECOND
 

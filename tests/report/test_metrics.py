@@ -19,7 +19,7 @@ from saga.report.metrics import (
     max_min_ratio,
     summarise,
 )
-from saga.report.records import EngineUsage, Outcome, TokenCounts, WorkflowRecord
+from saga.report.records import EngineUsage, Outcome, RunRecord, TokenCounts, WorkflowRecord
 
 HAND_MADE = run(
     [
@@ -156,8 +156,8 @@ def test_nothing_finished_gives_none_and_counts() -> None:
 
 
 @pytest.mark.parametrize("runs", [[], [run()], [run(), run(seed=2)]])
-def test_empty_input_is_strict_json(runs: list[object]) -> None:
-    summary = aggregate(runs)  # type: ignore[arg-type]
+def test_empty_input_is_strict_json(runs: list[RunRecord]) -> None:
+    summary = aggregate(runs)
     json.dumps(asdict(summary), allow_nan=False)
     assert summary.hit_rate is None
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -12,9 +13,9 @@ from saga.report.records import RunRecord
 from saga.report.report import Report
 
 
-def report(runs: dict[str, list[RunRecord]], **changes: object) -> Report:
+def report(runs: dict[str, list[RunRecord]], **changes: Any) -> Report:
     parameters = {"cluster": "2 x engine", "workload": "coding", "load": "0.9"}
-    return Report(title="A study", parameters=parameters, runs=runs, wall_s=2.0, **changes)  # type: ignore[arg-type]
+    return Report(title="A study", parameters=parameters, runs=runs, wall_s=2.0, **changes)
 
 
 @pytest.fixture(scope="module")

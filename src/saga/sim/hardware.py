@@ -33,8 +33,8 @@ def _check_whole(option: str, value: object, least: int = 1) -> None:
 
 
 def _check_number(option: str, value: object, most: float = math.inf, zero: str = "") -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf or value > most:  # type: ignore[operator]
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not (0 < number < math.inf and number <= most):
         limit = "" if most == math.inf else f" and at most {most:g}"
         off = f", or 0 ({zero})" if zero else ""
         raise ValueError(f"{option}={value!r}: must be a finite number above 0{limit}{off}")
