@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from saga.core.forecast import ReturnTimes
 from saga.core.graph import GraphStore
 from saga.core.loads import MEASURES, Measure
-from saga.core.model import Engine, Request, Session, SessionState, Tenant, Workflow
+from saga.core.model import Engine, Request, Session, Tenant, Workflow
 from saga.core.policy import EngineView
 
 SECOND = 1_000_000
@@ -38,11 +38,6 @@ class Cluster:
 
     def oldest_queued(self, engine: EngineView) -> Request | None:
         return next(iter(self.queues.get(engine.id, ())), None)
-
-    def acting_sessions(self, engine: EngineView) -> Iterator[Session]:
-        for session in self.sessions:
-            if session.state is SessionState.ACTING and session.home is engine:
-                yield session
 
 
 def engine(

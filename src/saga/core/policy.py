@@ -7,7 +7,7 @@ die).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -152,10 +152,6 @@ class ClusterView(Protocol):
     def graphs(self) -> GraphStore: ...
     def oldest_queued(self, engine: EngineView) -> RequestView | None:
         """The request that has been longest in the scheduler's queue for this engine."""
-        ...
-
-    def acting_sessions(self, engine: EngineView) -> Iterator[SessionView]:
-        """Sessions at home there that are in a tool."""
         ...
 
 

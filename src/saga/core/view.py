@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from saga.core.forecast import ReturnTimes
 from saga.core.graph import GraphStore
 from saga.core.loads import MEASURES, Loads, Measure
-from saga.core.model import ClusterState, SessionState
-from saga.core.policy import EngineView, RequestView, SessionView
+from saga.core.model import ClusterState
+from saga.core.policy import EngineView, RequestView
 from saga.core.queues import FairQueue
 
 
@@ -43,8 +43,3 @@ class View:
 
     def oldest_queued(self, engine: EngineView) -> RequestView | None:
         return self._queues[engine.id].oldest()
-
-    def acting_sessions(self, engine: EngineView) -> Iterator[SessionView]:
-        for session in self._state.sessions.values():
-            if session.state is SessionState.ACTING and session.home is engine:
-                yield session

@@ -285,7 +285,11 @@ class Experiment:
             observe=observe,
             reserve_full_prompt=self.knobs.get("reserve_full_prompt", False),
         )
-        record = simulation.run()
+        try:
+            record = simulation.run()
+        except Exception as error:
+            error.add_note(f"in preset {preset}, seed {seed}")
+            raise
         record.num_excluded = excluded
         record.peak_rss_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return record
