@@ -17,7 +17,7 @@ from saga.cli import main as saga
 OUT = Path("out/reproduce")
 ALL = "vllm_apc_affinity,vllm,saga_paper,saga,batch_optimal"
 BEST = "vllm_apc_affinity,saga_paper,saga,batch_optimal"
-SMALL = "--cluster paper-16xa100 --tasks 400 --seeds 3"
+SMALL = "--cluster paper-16xa100 --tasks 400 --seeds 12"
 ABLATION = (
     "saga_paper,saga_paper_no_affinity,saga_paper_no_wa_lru,saga_paper_no_ttl,"
     "saga_paper_no_stealing,saga_paper_no_prefetch,saga_paper_no_afs"
@@ -29,9 +29,9 @@ BELADY = "vllm_apc_affinity+eviction=lru,vllm_apc_affinity,saga_paper,saga,oracl
 
 CASES: dict[str, str] = {
     "main-swe": f"compare --presets {ALL} --workload swe-bench --cluster paper-64xa100 "
-    "--load 1.0 --tasks 1000 --seeds 3",
+    "--load 1.0 --tasks 1000 --seeds 8",
     "main-web": f"compare --presets {ALL} --workload webarena --cluster paper-64xa100 "
-    "--load 1.0 --tasks 1000 --seeds 3",
+    "--load 1.0 --tasks 1000 --seeds 8",
     **{
         f"load-{load}": f"compare --presets {BEST} --workload swe-bench --load {load} {SMALL}"
         for load in ("0.8", "1.0", "1.1")
@@ -43,7 +43,7 @@ CASES: dict[str, str] = {
     },
     "ablation": f"compare --presets {ABLATION} --workload swe-bench --load 1.0 {SMALL}",
     "slo": f"compare --presets {BEST} --workload burstgpt-mix --cluster paper-64xa100 "
-    "--load 0.8 --tasks 800 --seeds 2",
+    "--load 0.8 --tasks 800 --seeds 8",
     "slo-small": f"compare --presets {BEST} --workload burstgpt-mix --load 0.8 {SMALL}",
     **{
         f"tool-cv-{cv}": f"compare --presets vllm_apc_affinity,saga_paper --workload swe-bench "
@@ -53,7 +53,7 @@ CASES: dict[str, str] = {
     "tools-x20": f"compare --presets {BEST} --workload swe-bench --load 1.0 "
     f"--set tool_scale=20 {SMALL}",
     "orders": f"compare --presets {ORDERS} --workload swe-bench --load 1.0 "
-    "--cluster paper-32xa100 --tasks 600 --seeds 2",
+    "--cluster paper-32xa100 --tasks 600 --seeds 8",
     "host-tier": f"compare --presets {BEST} --workload swe-bench --load 1.1 "
     f"--set host_memory_gib=366 {SMALL}",
     "oracle-swe": f"oracle --presets {BELADY} --workload swe-bench --cluster paper-16xa100 "

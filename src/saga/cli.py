@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import time
@@ -124,6 +125,7 @@ def _add_oracle(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     oracle.add_argument("--seeds", type=int, default=3, metavar="N")
     oracle.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="knobs")
     oracle.add_argument("--json", type=Path, metavar="FILE")
+    oracle.add_argument("--strict", action="store_true", help="a broken trace line is an error")
     oracle.set_defaults(call=_oracle)
 
 
@@ -177,14 +179,16 @@ def _play(
         check=arguments.check,
     )
     console = _console(quiet=arguments.quiet)
+    for path in filter(None, (arguments.json, arguments.html)):
+        _check_writable(_prepared(path))
     _describe(experiment, console)
     report = _report(experiment, arguments, title)
     if not arguments.quiet:
         report.tables(console)
     if arguments.json:
-        report.write_json(_prepared(arguments.json))
+        report.write_json(arguments.json)
     if arguments.html:
-        report.write_html(_prepared(arguments.html))
+        report.write_html(arguments.html)
     if arguments.figures:
         report.write_figures(arguments.figures)
     return 0
@@ -310,7 +314,9 @@ def _oracle(arguments: argparse.Namespace) -> int:
         load=arguments.load,
         tasks=arguments.tasks,
         knobs=parse_knobs(arguments.knobs),
+        strict=arguments.strict,
     )
+    _warn(experiment.source.problems, experiment.workload.removeprefix("file:"))
     seeds = range(1, arguments.seeds + 1)
     timelines = [
         record_timeline(experiment.plan(seed)[0], experiment.cluster_spec)
@@ -340,6 +346,12 @@ def _oracle(arguments: argparse.Namespace) -> int:
 def _prepared(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _check_writable(path: Path) -> None:
+    """Before a long run, not after it."""
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise OSError(f"{path}: cannot be written")
 
 
 def _console(*, quiet: bool = False) -> Console:

@@ -322,3 +322,32 @@ def test_law_11_in_the_scheduler(steps: list[tuple[int, int]], weight: float) ->
         normal = {name: state.tenants[name].service_us / weights[name] for name in weights}
         bound = sum(largest[name] / weights[name] for name in weights)
         assert abs(normal["light"] - normal["heavy"]) <= bound * (1 + 1e-9)
+
+
+def test_a_tenant_that_leaves_ahead_comes_back_with_its_debt() -> None:
+    """Otherwise one-workflow-at-a-time clients would start anew at every workflow."""
+    cluster = FakeCluster("saga_paper", engines=1, max_num_seqs=1)
+    request = cluster.ask("greedy", 1_000, tenant="greedy")
+    cluster.finish(request, output_tokens=50_000)
+    ahead = cluster.scheduler.state.tenants["greedy"].virtual_time
+    cluster.tell(ev.WorkflowDone(at=cluster.now, workflow="greedy"))
+    assert "greedy" not in cluster.scheduler.state.tenants
+    cluster.ask("again", 1_000, tenant="greedy")
+    assert cluster.scheduler.state.tenants["greedy"].virtual_time >= ahead > 0
+    assert cluster.scheduler.state.tenants["greedy"].virtual_time > (
+        cluster.scheduler.ledger.virtual_time - 1e-9
+    )
+
+
+def test_debts_that_are_used_up_are_forgotten() -> None:
+    ledger = ServiceLedger(None, 100_000)
+    for number in range(100):
+        ledger.part(Tenant(id=f"t{number}", virtual_time=float(number)))
+    ledger.virtual_time = 90.0
+    ledger.part(Tenant(id="last", virtual_time=95.0))
+    back, forgotten = Tenant(id="t97"), Tenant(id="t50")
+    ledger.join(back)
+    ledger.join(forgotten)
+    assert (back.virtual_time, forgotten.virtual_time) == (97.0, 90.0)
+    ledger.join(back)
+    assert back.virtual_time == 90.0, "a debt is told once"

@@ -115,6 +115,10 @@ def an_engine_miscounts_what_runs(scene: Scene) -> None:
     scene.engine.num_running -= 1
 
 
+def an_engine_lists_what_does_not_run(scene: Scene) -> None:
+    scene.engine.running.clear()
+
+
 def an_engine_miscounts_its_queue(scene: Scene) -> None:
     scene.engine.num_queued += 1
 
@@ -192,6 +196,7 @@ def a_request_waits_beside_room(scene: Scene) -> None:
     request.state = RequestState.RUNNING
     engine.num_waiting -= 1
     engine.num_running += 1
+    engine.running[request.id] = request
 
 
 def a_request_waits_for_no_reason(scene: Scene) -> None:
@@ -223,6 +228,7 @@ CORRUPTIONS: dict[str, tuple[Corruption, ...]] = {
         an_engine_miscounts_what_waits,
         an_engine_miscounts_what_runs,
         an_engine_miscounts_its_queue,
+        an_engine_lists_what_does_not_run,
         an_engine_holds_a_request_that_nobody_knows,
     ),
     "2 Lifecycle": (

@@ -171,6 +171,17 @@ def test_what_fits_some_engine_is_not_rejected() -> None:
     assert not only(cluster.actions, act.Reject)
 
 
+def test_a_prompt_goes_where_it_fits_whatever_routing_says() -> None:
+    cluster = FakeCluster("vllm", engines=0)
+    for name, capacity in (("small", 1_000), ("large", 5_000), ("also-large", 5_000)):
+        cluster.engine_up(name, kv_capacity_tokens=capacity)
+    requests = [cluster.ask(f"s{number}", 2_000) for number in range(6)]
+    engines = [cluster.scheduler.state.requests[request].engine for request in requests]
+    assert {engine.id for engine in engines if engine} == {"large", "also-large"}
+    reasons = {cluster.scheduler.state.requests[request].reason for request in requests}
+    assert any("too long for small" in reason for reason in reasons)
+
+
 def test_a_long_prompt_is_judged_once_an_engine_is_up() -> None:
     cluster = FakeCluster("vllm", engines=0)
     cluster.ask("s", 20_000)

@@ -108,7 +108,7 @@ OURS = "saga+admission.growth_tokens=500+admission.kappa=1.5"
         (PAPER, "eviction.beta=0", {"computed_tokens", "evictions"}),
         (PAPER, "eviction.gamma=0", {"computed_tokens", "evictions"}),
         (PAPER, mutant("retention", "NeverHolds"), {"computed_tokens", "evictions"}),
-        (PAPER, "retention.max_ttl_s=0.001", {"computed_tokens", "evictions"}),
+        (PAPER, "retention.max_ttl_s=0.001", {"computed_tokens", "tct_us"}),
         (PAPER, mutant("routing", "ForgetsKv"), {"dispatches", "computed_tokens"}),
         (PAPER, "routing.theta=0.3", {"dispatches", "computed_tokens"}),
         (PAPER, mutant("fairness", "EqualShares"), {"dispatches", "tct_us"}),

@@ -250,6 +250,7 @@ def test_knobs_reach_what_they_are_for() -> None:
         ({"tasks": 0}, "--tasks 0"),
         ({"presets": ()}, "--presets"),
         ({"presets": ("vllm", "vllm")}, "named twice"),
+        ({"knobs": {"arrivals": "poisson", "burstiness": 2.0}}, "give one of them"),
         ({"seeds": ()}, "--seeds"),
         ({"presets": ("nope",)}, "'nope'"),
         ({"cluster": "nope"}, "'nope'"),

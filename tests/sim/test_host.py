@@ -23,8 +23,9 @@ from tests.sim.factory import (
     workflow,
 )
 
-from saga.core.actions import Cancel, Dispatch, Move, Preempt, Reject
+from saga.core.actions import Cancel, Dispatch, Move, Preempt, Prefetch, Reject
 from saga.core.events import (
+    BlocksStored,
     EngineDown,
     RequestArrived,
     RequestStarted,
@@ -444,3 +445,36 @@ def test_the_scheduler_may_preempt_what_runs() -> None:
     started = [e.request for e, _ in played.log if isinstance(e, RequestStarted)]
     assert preempted
     assert any(started.count(request) > 1 for request in preempted)
+
+
+def test_a_lost_engine_is_charged_for_the_time_it_was_up() -> None:
+    plan = plan_of(
+        [workflow(f"w{number}", chat((500, 50), (100, 50), gap=SECOND)) for number in range(20)],
+        [number * SECOND // 2 for number in range(20)],
+        losses=[EngineLoss(engine=0, at=3 * SECOND, back=5 * SECOND)],
+    )
+    record = play("vllm", plan, small_cluster(1)).record
+    first, second = record.engines
+    assert first.window_us == 3 * SECOND
+    assert second.window_us == record.end_us - 5 * SECOND
+    assert first.busy_us > 0 < second.busy_us
+
+
+def test_what_a_prefetch_prepared_is_told_to_the_scheduler() -> None:
+    plan = plan_of(
+        random_scripts(3, 40), random_arrivals(3, 40, 2.0), declared_steps={"agent": 3.0}
+    )
+    played = play("saga_paper", plan, small_cluster(2, 6_000, max_num_seqs=8))
+    events = [event for event, _ in played.log]
+    stored = [event for event in events if isinstance(event, BlocksStored)]
+    assert stored
+    prefetches = [a for _, actions in played.log for a in actions if isinstance(a, Prefetch)]
+    assert {(event.engine, event.session) for event in stored} <= {
+        (prefetch.engine, prefetch.session) for prefetch in prefetches
+    }
+    contexts = {
+        f"{script.id}/{index}": {step.prompt_tokens + step.output_tokens for step in session.steps}
+        for script in plan.scripts
+        for index, session in enumerate(script.sessions)
+    }
+    assert all(event.num_tokens in contexts[event.session] for event in stored)

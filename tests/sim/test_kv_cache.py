@@ -150,6 +150,28 @@ def test_released_goes_first_retained_last() -> None:
     assert gone == ["released", "oldest", "newest", "retained", "longer", "forever"]
 
 
+def test_a_session_with_only_the_declared_prefix_left_has_nothing() -> None:
+    """The prefix is on every engine: it makes no engine a session's home."""
+    prefix = Content(0, None, None)
+    a = session("a", prefix, 4 * SIZE)
+    cache = KVCache(10, PrefixLru())
+    use(cache, a.path, 6, 1)
+    cache.evict(2, 2)
+    assert cache.hit(a.path, 9) == 4
+    assert cache.shrunk == {"a": 0}
+
+
+def test_a_prefetch_does_not_end_a_retention() -> None:
+    cache, a, b = KVCache(4, PrefixLru()), session("a"), session("b")
+    use(cache, a.path, 2, 1)
+    use(cache, b.path, 2, 2)
+    cache.retain("a", 100, 1.0, 3)
+    cache.pin(a.path, 2, 4, returned=False)
+    cache.unpin(a.path, 2, 5)
+    cache.evict(1, 6)
+    assert (cache.hit(a.path, 9), cache.hit(b.path, 9)) == (2, 1)
+
+
 def test_a_retention_that_is_over_protects_no_more() -> None:
     cache, a, b = KVCache(4, PrefixLru()), session("a"), session("b")
     use(cache, a.path, 2, 1)

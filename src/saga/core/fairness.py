@@ -27,6 +27,8 @@ class ServiceLedger:
         """Unfinished workflows, the one whose urgency is the stalest first."""
         self.virtual_time = 0.0
         """The largest virtual time at which anybody was served."""
+        self._left: dict[str, float] = {}
+        """Tenants without workflows whose virtual time is ahead: they come back with that debt."""
 
     def enter(self, workflow: Workflow, cluster: ClusterView) -> None:
         if self._policy is not None:
@@ -53,6 +55,16 @@ class ServiceLedger:
             if cluster.now - workflow.urgency_at < self._epoch_us:
                 return
             self._refresh(workflow, cluster)
+
+    def join(self, tenant: Tenant) -> None:
+        """Call when the tenant is new, or back."""
+        tenant.virtual_time = max(self.virtual_time, self._left.pop(tenant.id, 0.0))
+
+    def part(self, tenant: Tenant) -> None:
+        """Call when the tenant's last workflow has ended. A lead that is used up is forgotten."""
+        self._left = {id: ahead for id, ahead in self._left.items() if ahead > self.virtual_time}
+        if tenant.virtual_time > self.virtual_time:
+            self._left[tenant.id] = tenant.virtual_time
 
     def queued(self, tenant: Tenant) -> None:
         """One more request of the tenant waits."""

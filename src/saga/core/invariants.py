@@ -50,6 +50,9 @@ def _conservation(scheduler: Scheduler) -> str | None:
         )
         if counted != actual:
             return f"engine {engine.id!r} counts (waiting, running, queued) {counted}, has {actual}"
+        running = {id for id, r in engine.requests.items() if r.state is RequestState.RUNNING}
+        if running != engine.running.keys():
+            return f"engine {engine.id!r} lists {sorted(engine.running)}, runs {sorted(running)}"
     return None
 
 

@@ -201,6 +201,8 @@ class Engine:
     """When that was true."""
     requests: dict[str, Request] = field(default_factory=dict)
     """Dispatched or running here."""
+    running: dict[str, Request] = field(default_factory=dict)
+    """Those in its batch, the one that started first first."""
 
     @property
     def memory_pressure(self) -> float:

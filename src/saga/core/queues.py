@@ -73,16 +73,16 @@ class FairQueue:
         """The request whose turn it is."""
         while self._turns:
             virtual_time, name, number, lane = self._turns[0]
+            if lane.tenant is not None and lane.tenant.virtual_time > virtual_time:
+                heapq.heapreplace(self._turns, (lane.tenant.virtual_time, name, number, lane))
+                continue
             while lane.heap and self._stale(lane.heap[0]):
                 heapq.heappop(lane.heap)
-            if not lane.heap:
-                heapq.heappop(self._turns)
-                if self._lanes.get(name) is lane:
-                    del self._lanes[name]
-            elif lane.tenant is not None and lane.tenant.virtual_time > virtual_time:
-                heapq.heapreplace(self._turns, (lane.tenant.virtual_time, name, number, lane))
-            else:
+            if lane.heap:
                 return lane.heap[0][2]
+            heapq.heappop(self._turns)
+            if self._lanes.get(name) is lane:
+                del self._lanes[name]
         return None
 
     def pop(self) -> Request:

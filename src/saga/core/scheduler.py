@@ -192,9 +192,8 @@ class Scheduler:
             raise DuplicateIdError(f"workflow {event.workflow!r} exists already")
         tenant = self.state.tenants.get(event.tenant)
         if tenant is None:
-            tenant = self.state.tenants[event.tenant] = Tenant(
-                id=event.tenant, virtual_time=self.ledger.virtual_time
-            )
+            tenant = self.state.tenants[event.tenant] = Tenant(id=event.tenant)
+            self.ledger.join(tenant)
         tenant.weight = event.weight
         workflow = Workflow(
             id=event.workflow,
@@ -221,6 +220,7 @@ class Scheduler:
         self.ledger.leave(workflow)
         workflow.tenant.workflows.discard(workflow.id)
         if not workflow.tenant.workflows:
+            self.ledger.part(workflow.tenant)
             del self.state.tenants[workflow.tenant.id]
         del self.state.workflows[workflow.id]
 
@@ -307,6 +307,7 @@ class Scheduler:
         request.cached_tokens = min(event.cached_tokens, request.prompt_tokens)
         engine.num_waiting -= 1
         engine.num_running += 1
+        engine.running[request.id] = request
         self._stir(engine)
         self._settle_home(request.session, engine, request.prompt_tokens)
 
@@ -415,10 +416,17 @@ class Scheduler:
             request.reason = "held by routing" if engines else "no engine is up"
             self.unplaced[request.id] = request
             return
-        engine = self.state.engines[route.engine.id]
-        request.reason = route.reason
+        engine, request.reason = self.state.engines[route.engine.id], route.reason
         request.move_kv = route.move_kv
+        if request.prompt_tokens >= engine.kv_capacity_tokens:
+            engine = self._roomiest()
+            request.reason = f"{route.reason}, but too long for {route.engine.id}"
         self._enqueue(request, engine, self.policies.ordering.key(request, self.view))
+
+    def _roomiest(self) -> Engine:
+        """Of the engines with the largest KV capacity, the one with the least in it."""
+        largest = [e for e in self.state.open_engines if e.kv_capacity_tokens == self._max_capacity]
+        return min(largest, key=lambda engine: engine.committed_tokens)
 
     def _refuse_too_long(self, request: Request) -> None:
         reason = (
@@ -461,6 +469,7 @@ class Scheduler:
         engine = self._engine_of(request)
         if request.state is RequestState.RUNNING:
             engine.num_running -= 1
+            del engine.running[request.id]
         else:
             engine.num_waiting -= 1
         del engine.requests[request.id]
@@ -633,6 +642,8 @@ class Scheduler:
     def _steal(self, request: Request, target: Engine, reason: str) -> None:
         if request.state is not RequestState.QUEUED or request.engine in (None, target):
             return
+        if request.prompt_tokens >= target.kv_capacity_tokens:
+            return
         self._leave_queue(request)
         self.state.num_steals += 1
         request.move_kv = True
@@ -685,8 +696,7 @@ class Scheduler:
         engine.preempt_checked = epoch
         head = queue.peek()
         assert head is not None
-        running = [r for r in engine.requests.values() if r.state is RequestState.RUNNING]
-        victim = fairness.preempt(head, running, self.view)
+        victim = fairness.preempt(head, tuple(engine.running.values()), self.view)
         if victim is None:
             return
         request = self.state.requests[victim.id]
@@ -697,6 +707,7 @@ class Scheduler:
         )
         request.move(RequestState.DISPATCHED)
         engine.num_running -= 1
+        del engine.running[request.id]
         engine.num_waiting += 1
         self.view.loads.touch(engine)
         queue.remove(head)

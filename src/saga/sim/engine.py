@@ -138,8 +138,10 @@ class SimEngine:
         limits: EngineLimits,
         tell: Callable[[Moment, Job], None],
         reload_us: Callable[[int], int] = lambda tokens: 0,
+        up_since: int = 0,
     ) -> None:
         self.name = name
+        self.up_since = up_since
         self.cache = cache
         self.counts = cache.counts
         self._step_time = step_time
@@ -513,7 +515,7 @@ class SimEngine:
         chunk = min(job.target - hit * size, budget)
         self._waiting.pop(0)
         if job.loaded_blocks is None:
-            self.cache.pin(job.path, hit, now)
+            self.cache.pin(job.path, hit, now, returned=not job.ghost)
         job.loaded_blocks = None
         job.computed = job.covered = hit * size
         self._grow(job, job.computed + chunk, now)
@@ -570,7 +572,7 @@ class SimEngine:
         if not self._has_room(job, reach, have, budget):
             return False
         self._waiting.pop(0)
-        self.cache.pin(job.path, have, now)
+        self.cache.pin(job.path, have, now, returned=not job.ghost)
         self.cache.grow(job.path, reach, now)
         job.loaded_blocks = reach
         if not job.started:

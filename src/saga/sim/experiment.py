@@ -177,6 +177,8 @@ class Experiment:
             raise ExperimentError("--seeds: at least one seed is needed")
         for preset in self.presets:
             load_preset(preset)
+        if "arrivals" in self.knobs and "burstiness" in self.knobs:
+            raise ExperimentError("--set arrivals and --set burstiness: give one of them")
         _check_losses(self.knobs.get("lose_engine", ()), self.cluster_spec.num_engines)
 
     @cached_property
@@ -391,7 +393,10 @@ def _run_in_pool(
     except BrokenProcessPool as error:
         raise ExperimentError("a simulation process died; was it out of memory?") from error
     finally:
+        workers = list(pool._processes.values()) if len(records) < len(jobs) else []
         pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:  # one run broke: nobody waits for the others
+            worker.terminate()
     return records
 
 

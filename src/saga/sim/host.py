@@ -69,6 +69,8 @@ class _Session:
     finished_at: int = 0
     arriving_at: int = 0
     """When the KV that is being moved for it arrives."""
+    ghost: tuple[SimEngine, str] | None = None
+    """Where its prefetch under way runs, and as which job."""
 
 
 @dataclass(slots=True, eq=False)
@@ -200,6 +202,7 @@ class Simulation:
             limits=self._limits,
             tell=lambda moment, job: self._moment(name, moment, job),
             reload_us=spec.reload_us,
+            up_since=self.now,
         )
         self._all_engines.append(self.engines[name])
         chunk, batch = self._limits.max_num_batched_tokens, 16
@@ -254,12 +257,17 @@ class Simulation:
 
     def _lose(self, name: str) -> None:
         """The engine is gone with its KV; the scheduler queues its requests again."""
-        self.engines.pop(name).settle(self.now)
+        lost = self.engines.pop(name)
+        lost.settle(self.now)
+        if self._window[1] is None:
+            self._usage.append(self._engine_usage(lost))
         self._planned.pop(name, None)
         self._tell(ev.EngineDown(at=self.now, engine=name))
 
     def _moment(self, engine: str, moment: Moment, job: Job) -> None:
         if job.ghost:
+            if moment is Moment.FINISHED:
+                self._prefetched(engine, job)
             return
         call = self._calls.get(job.id)
         if call is None or call.job is not job:
@@ -277,6 +285,16 @@ class Simulation:
             reason = f"does not fit the KV capacity of {engine}"
             self._tell(ev.RequestFailed(at=self.now, request=job.id, reason=reason))
             self._end_workflow(call.session.workflow, Outcome.REJECTED)
+
+    def _prefetched(self, engine: str, ghost: Job) -> None:
+        session = self._sessions.get(ghost.session)
+        if session is not None and session.ghost is not None and session.ghost[1] == ghost.id:
+            session.ghost = None
+            self._tell(
+                ev.BlocksStored(
+                    at=self.now, engine=engine, session=session.id, num_tokens=ghost.prompt_tokens
+                )
+            )
 
     # ---- workflows
 
@@ -328,6 +346,7 @@ class Simulation:
         """The measured window: from the first measured submission to the last one."""
         if number == self._num_warmup:
             self._window = (self.now, None)
+            self._usage.clear()
             self._finished_in_window = 0
             for engine in self._all_engines:
                 engine.reset_counts(self.now)
@@ -336,7 +355,7 @@ class Simulation:
 
     def _end_window(self) -> None:
         self._window = (self._window[0], self.now)
-        self._usage = [self._engine_usage(engine) for engine in self.engines.values()]
+        self._usage += [self._engine_usage(engine) for engine in self.engines.values()]
         self._counts = sum((engine.counts for engine in self._all_engines), Counts())
 
     def _open(self, workflow: _Workflow, index: int) -> None:
@@ -474,6 +493,7 @@ class Simulation:
             self._end_workflow(workflow, Outcome.FINISHED)
 
     def _forget(self, session: _Session) -> None:
+        self._cancel_prefetch(session)
         del self._sessions[session.id]
         session.workflow.num_open -= 1
         session.lineage.end()
@@ -563,7 +583,7 @@ class Simulation:
         lost = self.engines.get(engine.name) is not engine  # it may have come back as another
         if lost or call.job is not job or call.id not in self._calls:
             return  # that, or the request was cancelled, while its KV was moving
-        engine.cancel(_ghost_id(call.session), self.now)
+        self._cancel_prefetch(call.session)
         engine.submit(job, self.now)
         self._after(engine)
 
@@ -595,14 +615,25 @@ class Simulation:
         self.num_prefetches += 1
         tokens = session.lineage.context_tokens
         ghost = Job(
-            id=_ghost_id(session),
+            id=f"{session.id}/ghost-{self.num_prefetches}",
             session=session.id,
             path=session.lineage.path,
             prompt_tokens=tokens,
             output_tokens=1,
         )
+        self._cancel_prefetch(session)
+        session.ghost = (engine, ghost.id)
         engine.prefetch(ghost, self.now)
         self._after(engine)
+
+    def _cancel_prefetch(self, session: _Session) -> None:
+        """The session is here, or gone: what it still wants prepared is moot."""
+        if session.ghost is not None:
+            engine, ghost = session.ghost
+            session.ghost = None
+            if self.engines.get(engine.name) is engine:
+                engine.cancel(ghost, self.now)
+                self._after(engine)
 
     # ---- the record
 
@@ -611,7 +642,7 @@ class Simulation:
         return EngineUsage(
             engine=engine.name,
             capacity_tokens=engine.cache.capacity * size,
-            window_us=self.now - self._window[0],
+            window_us=self.now - max(self._window[0], engine.up_since),
             active=occupancy.active * size,
             waiting=occupancy.waiting * size,
             dead=occupancy.dead * size,
@@ -643,7 +674,3 @@ class Simulation:
             num_events=self.num_events,
             wall_s=wall_s,
         )
-
-
-def _ghost_id(session: _Session) -> str:
-    return f"{session.id}/ghost"

@@ -78,7 +78,8 @@ class KVCache:
         self.occupancy = Occupancy()
         self.counts = Counts()
         self.shrunk: dict[str, int] = {}
-        """Sessions whose KV was used up by evictions, until the host has told: blocks left."""
+        """Sessions whose KV was used up by evictions, until the host has told: blocks left, a
+        declared prefix not counted, which every engine has."""
         self._now = now
         self._reset_at = now
         self._segments: dict[Content, Segment] = {}
@@ -135,8 +136,11 @@ class KVCache:
 
     # ---- use
 
-    def pin(self, path: Sequence[Span], hit: int, now: int) -> None:
-        """A request uses the path from now on; its first ``hit`` blocks were found resident."""
+    def pin(self, path: Sequence[Span], hit: int, now: int, *, returned: bool = True) -> None:
+        """A request uses the path from now on; its first ``hit`` blocks were found resident.
+
+        ``returned``: its session came back, which ends a retention; a prefetch does not.
+        """
         self._advance(now)
         for span in path:
             segment = self._segment(span.content)
@@ -146,7 +150,8 @@ class KVCache:
                 self.occupancy.later_hit += waited * (now - since)
             segment.pins[span.end] = segment.pins.get(span.end, 0) + 1
             segment.released = False
-            segment.retained_until = 0
+            if returned:
+                segment.retained_until = 0
             self._recount(segment)
 
     def grow(self, path: Sequence[Span], end: int, now: int) -> None:
@@ -218,7 +223,9 @@ class KVCache:
         self.index.discard(segment)
         self.counts.num_evictions += 1
         if segment.session is not None:
-            self.shrunk[segment.session] = segment.end
+            parent = segment.content.parent
+            shared_only = not segment.blocks and (parent is None or parent.session is None)
+            self.shrunk[segment.session] = 0 if shared_only else segment.end
         self._forget_if_empty(segment)
 
     # ---- what the scheduler says
