@@ -454,3 +454,40 @@ def test_an_event_that_cannot_be_true_changes_nothing(
         cluster.scheduler.handle(event)
     assert everything(cluster.scheduler) == before
     cluster.scheduler.handle(ev.Tick(at=1_000))  # its time has not changed either
+
+
+def test_a_request_that_is_cancelled_and_sent_again_is_one_return() -> None:
+    cluster = FakeCluster("saga", engines=1)
+    cluster.finish(cluster.ask("s"), tool="shell")
+    cluster.now += 2_000_000
+    first = cluster.ask("s", 1_200)
+    cluster.now += 60_000_000
+    cluster.tell(ev.RequestCancelled(at=cluster.now, request=first))
+    cluster.now += 500_000
+    cluster.ask("s", 1_200)
+    times = cluster.scheduler.view.return_times
+    assert times.quantile("shell", 0.5) == pytest.approx(2_000_000, rel=0.2)
+    assert cluster.scheduler.state.workflows["s"].gap_us == 2_000_000
+
+
+def test_a_pinned_request_goes_to_its_engine_or_nowhere() -> None:
+    cluster = FakeCluster("saga", engines=3, max_num_seqs=1)
+
+    def ask(name: str, engine: str) -> None:
+        cluster.tell(ev.WorkflowSubmitted(at=cluster.now, workflow=name, tenant="t"))
+        cluster.tell(ev.SessionOpened(at=cluster.now, session=name, workflow=name))
+        cluster.tell(
+            ev.RequestArrived(
+                at=cluster.now, request=name, session=name, prompt_tokens=1_000, engine=engine
+            )
+        )
+
+    for name in ("a", "b", "c"):
+        ask(name, "engine-1")
+    assert dispatched(cluster.actions) == [("a", "engine-1")]
+    cluster.advance(2_000_000)
+    assert dispatched(cluster.actions) == [("a", "engine-1")], "the others idle, and do not steal"
+    cluster.tell(ev.EngineDown(at=cluster.now, engine="engine-1"))
+    refused = [action for action in cluster.actions if isinstance(action, act.Reject)]
+    assert [action.request for action in refused] == ["a", "b", "c"]
+    assert "engine-1" in refused[0].reason

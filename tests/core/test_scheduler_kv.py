@@ -291,3 +291,16 @@ def test_preemption_is_considered_once_per_epoch_while_somebody_waits() -> None:
         cluster.now = now
         cluster.ask(f"waits since {now}")
     assert fairness.at == [0, 120_000, 250_000]
+
+
+def test_kv_from_before_a_session_was_opened_gives_it_a_home() -> None:
+    cluster = FakeCluster("saga", engines=3)
+    tell = cluster.tell
+    tell(ev.WorkflowSubmitted(at=0, workflow="w", tenant="t"))
+    tell(ev.SessionOpened(at=0, session="w", workflow="w"))
+    tell(ev.BlocksRemoved(at=0, engine="engine-1", session="w", num_tokens=7))
+    assert session(cluster, "w").home is None
+    tell(ev.BlocksStored(at=0, engine="engine-2", session="w", num_tokens=5_000))
+    assert session(cluster, "w").home is cluster.scheduler.state.engines["engine-2"]
+    request = cluster.ask("w", 6_000)
+    assert dispatched(cluster.actions)[-1] == (request, "engine-2")

@@ -132,6 +132,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         if at_home and session.home is not None:
             engine = session.home
         kind = ev.BlocksStored if stored else ev.BlocksRemoved
+        if stored:
+            self.homes.setdefault(session.id, engine)
         self.tell(kind(at=self.now, engine=engine.id, session=session.id, num_tokens=tokens))
 
     @rule(pick=PICK)
@@ -308,7 +310,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert engine.draining == fake.draining
 
     @invariant()
-    def home_is_who_last_accepted(self) -> None:
+    def home_is_who_last_accepted_or_first_had_kv(self) -> None:
         for session in self.sessions:
             assert session.home is self.homes.get(session.id)
 

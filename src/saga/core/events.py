@@ -51,7 +51,11 @@ class EngineReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlocksStored:
-    """KV of a session became resident on an engine; ``num_tokens`` is its new total there."""
+    """KV of a session became resident on an engine; ``num_tokens`` is its new total there.
+
+    For a session that has no home yet it is KV from before it was opened, and makes the engine its
+    home.
+    """
 
     at: int
     engine: str
@@ -117,6 +121,8 @@ class RequestArrived:
     prompt_tokens: int
     expected_output_tokens: int | None = None
     """None: the agent type's mean is used."""
+    engine: str | None = None
+    """The only engine that can serve it, because it holds state that the request refers to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,6 +129,8 @@ class Session:
     num_steps: int = 0
     tool: str | None = None
     acting_since: int = 0
+    returned: bool = False
+    """Whether a request has come since its last step."""
     retained: bool = False
     """Whether the engine was asked to retain its KV and the session has not run since."""
     num_prefetches: int = 0
@@ -154,6 +156,8 @@ class Request:
     new_tokens: int = 0
     """Prompt tokens beyond what the session's last step left."""
     state: RequestState = RequestState.QUEUED
+    pinned: str | None = None
+    """The only engine that can serve it."""
     engine: Engine | None = None
     """Whose queue it is in, or where it was sent."""
     dispatched: int | None = None

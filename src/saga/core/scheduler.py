@@ -6,14 +6,12 @@ comes from a policy. It reads no clock: time is the ``at`` of the event.
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from saga.core import actions as act
 from saga.core import events as ev
-from saga.core.cache import FOREVER
 from saga.core.errors import ClockError, DuplicateIdError, UnknownIdError
 from saga.core.fairness import ServiceLedger
 from saga.core.graph import START, RemainingWork
@@ -32,6 +30,7 @@ from saga.core.policy import (
     Policies,
 )
 from saga.core.queues import FairQueue
+from saga.core.session_kv import SessionKV
 from saga.core.view import View
 
 STORY_LENGTH = 32
@@ -60,6 +59,7 @@ class Scheduler:
         self.story: deque[ev.Event] = deque(maxlen=STORY_LENGTH)
         self.ledger = ServiceLedger(policies.fairness, policies.epoch_us)
         self.view = View(self.state, self.queues)
+        self.kv = SessionKV(policies, self.state, self.view, self._do)
         self._check = check
         self._actions: list[act.Action] = []
         self._stirred: dict[str, Engine] = {}
@@ -69,8 +69,6 @@ class Scheduler:
         self._max_capacity = 0
         self._wake: int | None = None
         self._next_epoch = 0
-        self._prefetches: list[tuple[int, str, int]] = []
-        """When, which session, and the step after which it was planned."""
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             ev.EngineUp: self._engine_up,
             ev.EngineDown: self._engine_down,
@@ -177,8 +175,12 @@ class Scheduler:
     def _blocks_changed(self, event: ev.BlocksStored | ev.BlocksRemoved) -> None:
         engine = self._engine(event.engine)
         session = self.state.sessions.get(event.session)
-        if session is not None and session.home is engine:
-            self._set_resident(session, event.num_tokens)
+        if session is None:
+            return
+        if session.home is None and isinstance(event, ev.BlocksStored):  # left by an earlier life
+            session.home = engine
+        if session.home is engine:
+            self.kv.set_resident(session, event.num_tokens)
 
     def _engines_changed(self) -> None:
         self.view.engines = engines = self.state.open_engines
@@ -250,9 +252,9 @@ class Scheduler:
         retention = self.policies.retention
         if session.home is not None and session.resident_tokens:
             if retention is not None and retention.release_finished:
-                self._release(session, session.home, "its session ended")
-            self._set_resident(session, 0)
-        self._assign(session, None, 0)
+                self.kv.release(session, session.home, "its session ended")
+            self.kv.set_resident(session, 0)
+        self.kv.assign(session, None, 0)
         del self.state.sessions[session.id]
         del session.workflow.sessions[session.id]
 
@@ -269,7 +271,8 @@ class Scheduler:
             raise DuplicateIdError(f"request {event.request!r} exists already")
         session = self._session(event.session)
         graph = self.view.graphs[session.workflow.agent_type]
-        if session.num_steps and session.state is SessionState.ACTING:
+        if session.num_steps and session.state is SessionState.ACTING and not session.returned:
+            session.returned = True  # one that is cancelled and sent again returns once
             gap_us = event.at - session.acting_since
             self.view.return_times.observe(session.tool, gap_us)
             session.workflow.gap_us += gap_us
@@ -283,6 +286,7 @@ class Scheduler:
             expected_output_tokens=(
                 int(graph.output_tokens.value(200.0)) if expected is None else expected
             ),
+            pinned=event.engine,
         )
         self.state.num_arrived += 1
         self.state.requests[request.id] = session.requests[request.id] = request
@@ -295,7 +299,7 @@ class Scheduler:
             request.reason = "its workflow is not admitted yet"
             self.unadmitted.push(request, self.policies.ordering.key(request, self.view))
         if request.state is RequestState.QUEUED:
-            self._protect_queued(session)
+            self.kv.protect_queued(session)
 
     def _request_started(self, event: ev.RequestStarted) -> None:
         request = self._request(event.request)
@@ -309,7 +313,7 @@ class Scheduler:
         engine.num_running += 1
         engine.running[request.id] = request
         self._stir(engine)
-        self._settle_home(request.session, engine, request.prompt_tokens)
+        self.kv.settle_home(request.session, engine, request.prompt_tokens)
 
     def _request_first_token(self, event: ev.RequestFirstToken) -> None:
         self._request(event.request)
@@ -330,14 +334,15 @@ class Scheduler:
         session.workflow.num_steps += 1
         session.tool = event.tool
         session.acting_since = event.at
+        session.returned = False
         session.num_prefetches = 0
         self._expect(session.workflow)
         session.context_tokens = request.prompt_tokens + event.output_tokens
         if session.home is engine:
-            self._set_resident(session, session.context_tokens)
-        self._assign(session, session.assigned, session.context_tokens)
+            self.kv.set_resident(session, session.context_tokens)
+        self.kv.assign(session, session.assigned, session.context_tokens)
         if session.state is SessionState.ACTING:
-            self._begin_gap(session)
+            self.kv.begin_gap(session)
 
     def _request_failed(self, event: ev.RequestFailed) -> None:
         request = self._request(event.request)
@@ -396,7 +401,7 @@ class Scheduler:
             session.move(SessionState.ACTING)
             session.acting_since = self.state.now
             if session.retained and session.home is not None:
-                self._retain(session, session.home, self.state.now, 1.0, "its request went away")
+                self.kv.retain(session, session.home, self.state.now, 1.0, "its request went away")
                 session.retained = False
         elif left == {RequestState.QUEUED}:
             session.move(SessionState.WAITING)
@@ -408,6 +413,9 @@ class Scheduler:
     def _place(self, request: Request) -> None:
         """Puts an admitted request into the queue of an engine, or aside while there is none."""
         engines = self.view.engines
+        if request.pinned is not None:
+            self._place_pinned(request, request.pinned)
+            return
         if engines and request.prompt_tokens >= self._max_capacity:
             self._refuse_too_long(request)
             return
@@ -423,16 +431,27 @@ class Scheduler:
             request.reason = f"{route.reason}, but too long for {route.engine.id}"
         self._enqueue(request, engine, self.policies.ordering.key(request, self.view))
 
+    def _place_pinned(self, request: Request, name: str) -> None:
+        engine = self.state.engines.get(name)
+        if engine is None:
+            self._refuse(request, f"engine {name}, which holds the state it refers to, is gone")
+            return
+        request.reason = "only this engine holds the state it refers to"
+        self._enqueue(request, engine, self.policies.ordering.key(request, self.view))
+
     def _roomiest(self) -> Engine:
         """Of the engines with the largest KV capacity, the one with the least in it."""
         largest = [e for e in self.state.open_engines if e.kv_capacity_tokens == self._max_capacity]
         return min(largest, key=lambda engine: engine.committed_tokens)
 
     def _refuse_too_long(self, request: Request) -> None:
-        reason = (
+        self._refuse(
+            request,
             f"prompt of {request.prompt_tokens} tokens does not fit "
-            f"the KV capacity of {self._max_capacity}"
+            f"the KV capacity of {self._max_capacity}",
         )
+
+    def _refuse(self, request: Request, reason: str) -> None:
         self._do(act.Reject(request=request.id, reason=reason))
         self.unplaced[request.id] = request
         self._end(request, RequestState.REJECTED, reason)
@@ -443,7 +462,7 @@ class Scheduler:
         self._num_placed += 1
         engine.idle_since = None
         tokens = request.prompt_tokens + request.expected_output_tokens
-        self._assign(request.session, engine, tokens)
+        self.kv.assign(request.session, engine, tokens)
         self.queues[engine.id].push(request, key)
         self._stir(engine)
 
@@ -509,7 +528,7 @@ class Scheduler:
                     reason=request.reason,
                 )
             )
-            self._set_resident(session, 0)
+            self.kv.set_resident(session, 0)
         priority = 0
         if self.policies.max_waiting_per_engine is None:  # the engine orders its own queue
             priority = int(self.policies.ordering.key(request, self.view))
@@ -518,98 +537,6 @@ class Scheduler:
                 request=request.id, engine=engine.id, reason=request.reason, priority=priority
             )
         )
-
-    # ---- KV
-
-    def _settle_home(self, session: Session, engine: Engine, tokens: int) -> None:
-        """The engine accepted a request of the session: it is its home from now on."""
-        if session.home is not engine:
-            retention = self.policies.retention
-            if session.home is not None and session.resident_tokens:
-                if retention is not None and retention.release_finished:
-                    self._release(session, session.home, f"its session went to {engine.id}")
-                self._set_resident(session, 0)
-            session.home = engine
-        session.retained = False
-        session.context_tokens = max(session.context_tokens, tokens)
-        self._set_resident(session, tokens)
-
-    def _set_resident(self, session: Session, tokens: int) -> None:
-        assert session.home is not None
-        session.home.resident_tokens += tokens - session.resident_tokens
-        session.resident_tokens = tokens
-        self.view.loads.touch(session.home)
-
-    def _assign(self, session: Session, engine: Engine | None, tokens: int) -> None:
-        """Counts the session in the working set of the engine that has or will have its KV."""
-        if session.assigned is not None:
-            session.assigned.committed_tokens -= session.committed_tokens
-            session.assigned.num_sessions -= 1
-            self.view.loads.touch(session.assigned)
-        session.assigned = engine
-        session.committed_tokens = tokens if engine is not None else 0
-        if engine is not None:
-            engine.committed_tokens += tokens
-            engine.num_sessions += 1
-            self.view.loads.touch(engine)
-
-    def _protect_queued(self, session: Session) -> None:
-        retention = self.policies.retention
-        if retention is None or not retention.protect_queued or not session.resident_tokens:
-            return
-        assert session.home is not None
-        self._retain(session, session.home, FOREVER, 1.0, "its next request is here")
-
-    def _begin_gap(self, session: Session) -> None:
-        """A step ended: what becomes of the session's KV until it returns?"""
-        if session.home is None:
-            return
-        retention, offload, prefetch = (
-            self.policies.retention,
-            self.policies.offload,
-            self.policies.prefetch,
-        )
-        hold = retention.hold(session, self.view) if retention is not None else None
-        if hold is not None:
-            self._retain(session, session.home, hold.until, hold.score, hold.reason)
-        if offload is not None and offload.offload_now(session, self.view):
-            self._do(act.Offload(engine=session.home.id, session=session.id, reason="long gap"))
-        if prefetch is not None:
-            at = prefetch.at(session, self.view)
-            if at is not None:
-                heapq.heappush(self._prefetches, (at, session.id, session.num_steps))
-
-    def _retain(
-        self, session: Session, engine: Engine, until: int, score: float, reason: str
-    ) -> None:
-        session.retained = True
-        self._do(
-            act.Retain(
-                engine=engine.id, session=session.id, until=until, score=score, reason=reason
-            )
-        )
-
-    def _release(self, session: Session, engine: Engine, reason: str) -> None:
-        session.retained = False
-        self._do(act.Release(engine=engine.id, session=session.id, reason=reason))
-
-    def _prefetch_due(self) -> None:
-        while self._prefetches and self._prefetches[0][0] <= self.state.now:
-            _, session_id, num_steps = heapq.heappop(self._prefetches)
-            session = self.state.sessions.get(session_id)
-            if (
-                session is not None
-                and session.state is SessionState.ACTING
-                and session.num_steps == num_steps
-                and session.home is not None
-                and session.resident_tokens < session.context_tokens
-            ):
-                session.num_prefetches += 1
-                self._do(
-                    act.Prefetch(
-                        engine=session.home.id, session=session.id, reason="return is near"
-                    )
-                )
 
     # ---- after every event
 
@@ -642,7 +569,7 @@ class Scheduler:
     def _steal(self, request: Request, target: Engine, reason: str) -> None:
         if request.state is not RequestState.QUEUED or request.engine in (None, target):
             return
-        if request.prompt_tokens >= target.kv_capacity_tokens:
+        if request.pinned is not None or request.prompt_tokens >= target.kv_capacity_tokens:
             return
         self._leave_queue(request)
         self.state.num_steals += 1
@@ -654,8 +581,9 @@ class Scheduler:
         """Everything that may follow from what just changed."""
         if (self._num_placed or self.unadmitted) and len(self.state.tenants) > 1:
             self.ledger.refresh(self.view)
-        if self._prefetches and self._prefetches[0][0] <= self.state.now:
-            self._prefetch_due()
+        prefetches = self.kv.prefetches
+        if prefetches and prefetches[0][0] <= self.state.now:
+            self.kv.prefetch_due()
         if self.unadmitted:
             self._admit()
         while self._stirred:
@@ -665,7 +593,7 @@ class Scheduler:
                 self._dispatch(queue.pop(), engine)
             if queue and self.policies.fairness is not None:
                 self._consider_preemption(engine, queue, self.policies.fairness)
-        if self._prefetches or self._num_placed or self.unplaced:
+        if prefetches or self._num_placed or self.unplaced:
             self._ask_to_wake()
 
     def _admit(self) -> None:
@@ -714,7 +642,8 @@ class Scheduler:
         self._dispatch(head, engine)
 
     def _ask_to_wake(self) -> None:
-        at: int | None = self._prefetches[0][0] if self._prefetches else None
+        prefetches = self.kv.prefetches
+        at: int | None = prefetches[0][0] if prefetches else None
         held = self.unplaced and self.view.engines  # without engines, only an EngineUp can help
         looks = self.policies.stealing is not None or self.policies.fairness is not None
         if held or (self._num_placed and looks):

@@ -1,0 +1,123 @@
+"""What becomes of sessions' KV: where it is, what is kept, dropped and made ready."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+from saga.core import actions as act
+from saga.core.cache import FOREVER
+from saga.core.model import ClusterState, Engine, Session, SessionState
+from saga.core.policy import Policies
+from saga.core.view import View
+
+
+class SessionKV:
+    """The scheduler's book of KV. Without a retention policy it only keeps count.
+
+    ``do`` takes the actions that follow.
+    """
+
+    def __init__(
+        self,
+        policies: Policies,
+        state: ClusterState,
+        view: View,
+        do: Callable[[act.Action], None],
+    ) -> None:
+        self._policies = policies
+        self._state = state
+        self._view = view
+        self._do = do
+        self.prefetches: list[tuple[int, str, int]] = []
+        """When, which session, and the step after which it was planned."""
+
+    def settle_home(self, session: Session, engine: Engine, tokens: int) -> None:
+        """The engine accepted a request of the session: it is its home from now on."""
+        if session.home is not engine:
+            retention = self._policies.retention
+            if session.home is not None and session.resident_tokens:
+                if retention is not None and retention.release_finished:
+                    self.release(session, session.home, f"its session went to {engine.id}")
+                self.set_resident(session, 0)
+            session.home = engine
+        session.retained = False
+        session.context_tokens = max(session.context_tokens, tokens)
+        self.set_resident(session, tokens)
+
+    def set_resident(self, session: Session, tokens: int) -> None:
+        assert session.home is not None
+        session.home.resident_tokens += tokens - session.resident_tokens
+        session.resident_tokens = tokens
+        self._view.loads.touch(session.home)
+
+    def assign(self, session: Session, engine: Engine | None, tokens: int) -> None:
+        """Counts the session in the working set of the engine that has or will have its KV."""
+        if session.assigned is not None:
+            session.assigned.committed_tokens -= session.committed_tokens
+            session.assigned.num_sessions -= 1
+            self._view.loads.touch(session.assigned)
+        session.assigned = engine
+        session.committed_tokens = tokens if engine is not None else 0
+        if engine is not None:
+            engine.committed_tokens += tokens
+            engine.num_sessions += 1
+            self._view.loads.touch(engine)
+
+    def protect_queued(self, session: Session) -> None:
+        retention = self._policies.retention
+        if retention is None or not retention.protect_queued or not session.resident_tokens:
+            return
+        assert session.home is not None
+        self.retain(session, session.home, FOREVER, 1.0, "its next request is here")
+
+    def begin_gap(self, session: Session) -> None:
+        """A step ended: what becomes of the session's KV until it returns?"""
+        if session.home is None:
+            return
+        retention, offload, prefetch = (
+            self._policies.retention,
+            self._policies.offload,
+            self._policies.prefetch,
+        )
+        hold = retention.hold(session, self._view) if retention is not None else None
+        if hold is not None:
+            self.retain(session, session.home, hold.until, hold.score, hold.reason)
+        if offload is not None and offload.offload_now(session, self._view):
+            self._do(act.Offload(engine=session.home.id, session=session.id, reason="long gap"))
+        if prefetch is not None:
+            at = prefetch.at(session, self._view)
+            if at is not None:
+                heapq.heappush(self.prefetches, (at, session.id, session.num_steps))
+
+    def retain(
+        self, session: Session, engine: Engine, until: int, score: float, reason: str
+    ) -> None:
+        session.retained = True
+        self._do(
+            act.Retain(
+                engine=engine.id, session=session.id, until=until, score=score, reason=reason
+            )
+        )
+
+    def release(self, session: Session, engine: Engine, reason: str) -> None:
+        session.retained = False
+        self._do(act.Release(engine=engine.id, session=session.id, reason=reason))
+
+    def prefetch_due(self) -> None:
+        while self.prefetches and self.prefetches[0][0] <= self._state.now:
+            _, session_id, num_steps = heapq.heappop(self.prefetches)
+            session = self._state.sessions.get(session_id)
+            if (
+                session is not None
+                and session.state is SessionState.ACTING
+                and session.num_steps == num_steps
+                and session.home is not None
+                and session.resident_tokens < session.context_tokens
+            ):
+                session.num_prefetches += 1
+                self._do(
+                    act.Prefetch(
+                        engine=session.home.id, session=session.id, reason="return is near"
+                    )
+                )
