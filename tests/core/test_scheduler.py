@@ -491,3 +491,28 @@ def test_a_pinned_request_goes_to_its_engine_or_nowhere() -> None:
     refused = [action for action in cluster.actions if isinstance(action, act.Reject)]
     assert [action.request for action in refused] == ["a", "b", "c"]
     assert "engine-1" in refused[0].reason
+
+
+def test_what_fits_no_engine_is_refused_although_its_workflow_waits() -> None:
+    cluster = FakeCluster("saga", engines=1, kv_capacity_tokens=20_000)
+    cluster.ask("large", 19_000)
+    waiting = cluster.ask("small", 1_000)
+    assert state_of(cluster, waiting) is RequestState.QUEUED
+    cluster.ask("huge", 20_000)
+    (reject,) = only(cluster.actions, act.Reject)
+    assert "does not fit" in reject.reason
+
+
+def test_what_an_engine_failed_to_serve_goes_elsewhere() -> None:
+    cluster = FakeCluster("saga", engines=3)
+    request = cluster.ask("s")
+    tried = []
+    for _ in range(4):
+        engine = cluster.scheduler.state.requests[request].engine
+        assert engine is not None
+        tried.append(engine.id)
+        cluster.tell(
+            ev.RequestFailed(at=cluster.now, request=request, reason="refused", retry=True)
+        )
+    assert len(set(tried[:3])) == 3, "each once"
+    assert tried[3] in tried[:3], "and then again: it is not for the scheduler to give up"

@@ -304,3 +304,25 @@ def test_kv_from_before_a_session_was_opened_gives_it_a_home() -> None:
     assert session(cluster, "w").home is cluster.scheduler.state.engines["engine-2"]
     request = cluster.ask("w", 6_000)
     assert dispatched(cluster.actions)[-1] == (request, "engine-2")
+
+
+def test_who_stays_away_for_long_makes_room_for_others() -> None:
+    """One engine of 30,000 tokens, of which each session takes 10,000 with its growth."""
+    cluster = FakeCluster("saga", engines=1, kv_capacity_tokens=30_000)
+    for name in ("a", "b", "c"):
+        cluster.finish(cluster.ask(name, 2_000), output_tokens=0, tool="shell")
+    engine = cluster.scheduler.state.engines["engine-0"]
+    waiting = cluster.ask("d", 2_000)
+    assert state_of(cluster, waiting) is RequestState.QUEUED
+    assert cluster.wake == 60_000_000, "a shell that was never seen to return"
+    cluster.now = 30_000_000
+    cluster.finish(cluster.ask("a", 2_000), output_tokens=0, tool="edit")
+    cluster.advance(29_000_000)
+    assert (engine.num_sessions, state_of(cluster, waiting)) == (3, RequestState.QUEUED)
+    cluster.advance(2_000_000)
+    assert state_of(cluster, waiting) is RequestState.RUNNING
+    assert engine.num_sessions == 2, "a and d; b and c count no more"
+    back = cluster.ask("b", 2_000)
+    assert state_of(cluster, back) is RequestState.RUNNING, "its workflow was admitted"
+    assert engine.num_sessions == 3
+    assert session(cluster, "b").committed_tokens == 2_000

@@ -76,6 +76,9 @@ class AlwaysAdmits:
     def admit(self, request: RequestView, cluster: ClusterView) -> Verdict:
         return Verdict(True, "why not")
 
+    def absence_us(self, session: SessionView, cluster: ClusterView) -> int:
+        return 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeverSteals:

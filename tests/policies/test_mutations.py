@@ -97,7 +97,7 @@ def mutant(question: str, name: str) -> str:
 
 
 PAPER = "saga_paper"
-OURS = "saga+admission.growth_tokens=500+admission.kappa=1.5"
+OURS = "saga+admission.growth_tokens=500+admission.kappa=1.5+admission.absent_floor_s=30"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,7 @@ OURS = "saga+admission.growth_tokens=500+admission.kappa=1.5"
         (PAPER, mutant("prefetch", "NeverPrefetches"), {"evictions", "tct_us"}),
         (OURS, mutant("admission", "AlwaysAdmits"), {"dispatches", "evictions", "tct_us"}),
         (OURS, "admission.kappa=1.0", {"dispatches", "evictions", "tct_us"}),
+        (OURS, "admission.absent_floor_s=0", {"dispatches", "evictions", "tct_us"}),
         (OURS, "retention.protect_queued=false", {"computed_tokens", "actions"}),
         (OURS, "retention.release_finished=false", {"computed_tokens", "actions"}),
         (OURS, "routing.move_kv=false", {"computed_tokens", "actions"}),

@@ -1,5 +1,7 @@
+from typing import Any
+
 import pytest
-from tests.policies.factory import Cluster, engine, request
+from tests.policies.factory import Cluster, engine, request, session
 
 from saga.core.model import Engine
 from saga.policies.working_set import WorkingSet
@@ -47,3 +49,25 @@ def test_a_larger_newcomer_needs_more() -> None:
     busy = engine(committed_tokens=6_000, num_sessions=1)
     assert admits(busy, prompt=3_000)
     assert not admits(busy, prompt=3_001)
+
+
+def test_how_long_an_absent_session_counts() -> None:
+    cluster = Cluster(engines=[engine()])
+    for seconds in range(1, 101):
+        cluster.return_times.observe("shell", seconds * 1_000_000)
+    policy = WorkingSet(absent_unknown_s=60.0, absent_floor_s=5.0)
+    assert policy.absence_us(session(tool="shell"), cluster) == 95_000_000
+    assert policy.absence_us(session(tool="new tool"), cluster) == 60_000_000
+    assert policy.absence_us(session(tool=None), cluster) == 5_000_000, "it may be over"
+    cluster.return_times.observe(None, 40_000_000)
+    assert policy.absence_us(session(tool=None), cluster) == 40_000_000
+    quick = WorkingSet(absent_percentile=0.5, absent_floor_s=60.0)
+    assert quick.absence_us(session(tool="shell"), cluster) == 60_000_000
+
+
+@pytest.mark.parametrize(
+    "bad", [{"absent_percentile": 0.0}, {"absent_unknown_s": -1.0}, {"absent_floor_s": -1.0}]
+)
+def test_absences_that_make_no_sense_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="absent_"):
+        WorkingSet(**bad)

@@ -158,6 +158,8 @@ class Request:
     state: RequestState = RequestState.QUEUED
     pinned: str | None = None
     """The only engine that can serve it."""
+    avoid: set[str] = field(default_factory=set)
+    """Engines that have failed to serve it."""
     engine: Engine | None = None
     """Whose queue it is in, or where it was sent."""
     dispatched: int | None = None

@@ -190,6 +190,10 @@ class AdmissionPolicy(Protocol):
 
     def admit(self, request: RequestView, cluster: ClusterView) -> Verdict: ...
 
+    def absence_us(self, session: SessionView, cluster: ClusterView) -> int:
+        """For how long a session that has gone to its tool counts in the working set."""
+        ...
+
 
 class FairnessPolicy(Protocol):
     """Which tenant goes next?

@@ -296,6 +296,8 @@ class Scheduler:
         if session.workflow.admitted:
             self._place(request)
         else:
+            if self._is_too_long(request):
+                return
             request.reason = "its workflow is not admitted yet"
             self.unadmitted.push(request, self.policies.ordering.key(request, self.view))
         if request.state is RequestState.QUEUED:
@@ -351,6 +353,7 @@ class Scheduler:
         if not event.retry:
             self._end(request, RequestState.FAILED, event.reason)
             return
+        request.avoid.add(self._engine_of(request).id)
         self._leave_engine(request)
         self.ledger.settle(request, 0.0)
         request.move(RequestState.QUEUED)
@@ -416,8 +419,7 @@ class Scheduler:
         if request.pinned is not None:
             self._place_pinned(request, request.pinned)
             return
-        if engines and request.prompt_tokens >= self._max_capacity:
-            self._refuse_too_long(request)
+        if self._is_too_long(request):
             return
         route = self.policies.routing.route(request, self.view) if engines else None
         if route is None:
@@ -429,6 +431,9 @@ class Scheduler:
         if request.prompt_tokens >= engine.kv_capacity_tokens:
             engine = self._roomiest()
             request.reason = f"{route.reason}, but too long for {route.engine.id}"
+        if engine.id in request.avoid and (other := self._untried(request)) is not None:
+            request.reason = f"{engine.id} failed to serve it"
+            engine = other
         self._enqueue(request, engine, self.policies.ordering.key(request, self.view))
 
     def _place_pinned(self, request: Request, name: str) -> None:
@@ -439,17 +444,31 @@ class Scheduler:
         request.reason = "only this engine holds the state it refers to"
         self._enqueue(request, engine, self.policies.ordering.key(request, self.view))
 
+    def _untried(self, request: Request) -> Engine | None:
+        """Of the engines that it fits and that have not failed to serve it, the one with the least
+        in it. One that fails at once looks idle, and would draw everything to itself."""
+        others = [
+            engine
+            for engine in self.state.open_engines
+            if engine.id not in request.avoid and request.prompt_tokens < engine.kv_capacity_tokens
+        ]
+        return min(others, key=lambda engine: engine.committed_tokens, default=None)
+
     def _roomiest(self) -> Engine:
         """Of the engines with the largest KV capacity, the one with the least in it."""
         largest = [e for e in self.state.open_engines if e.kv_capacity_tokens == self._max_capacity]
         return min(largest, key=lambda engine: engine.committed_tokens)
 
-    def _refuse_too_long(self, request: Request) -> None:
+    def _is_too_long(self, request: Request) -> bool:
+        """Refuses it if it fits no engine."""
+        if not self.view.engines or request.prompt_tokens < self._max_capacity:
+            return False
         self._refuse(
             request,
             f"prompt of {request.prompt_tokens} tokens does not fit "
             f"the KV capacity of {self._max_capacity}",
         )
+        return True
 
     def _refuse(self, request: Request, reason: str) -> None:
         self._do(act.Reject(request=request.id, reason=reason))
@@ -581,9 +600,11 @@ class Scheduler:
         """Everything that may follow from what just changed."""
         if (self._num_placed or self.unadmitted) and len(self.state.tenants) > 1:
             self.ledger.refresh(self.view)
-        prefetches = self.kv.prefetches
+        prefetches, lapses = self.kv.prefetches, self.kv.lapses
         if prefetches and prefetches[0][0] <= self.state.now:
             self.kv.prefetch_due()
+        if lapses and lapses[0][0] <= self.state.now:
+            self.kv.lapse_due()
         if self.unadmitted:
             self._admit()
         while self._stirred:
@@ -593,7 +614,7 @@ class Scheduler:
                 self._dispatch(queue.pop(), engine)
             if queue and self.policies.fairness is not None:
                 self._consider_preemption(engine, queue, self.policies.fairness)
-        if prefetches or self._num_placed or self.unplaced:
+        if prefetches or self._num_placed or self.unplaced or self.unadmitted:
             self._ask_to_wake()
 
     def _admit(self) -> None:
@@ -649,6 +670,8 @@ class Scheduler:
         if held or (self._num_placed and looks):
             epoch = max(self._next_epoch, self.state.now + 1)
             at = epoch if at is None else min(at, epoch)
+        if self.unadmitted and self.kv.lapses:  # then there may be room for them
+            at = self.kv.lapses[0][0] if at is None else min(at, self.kv.lapses[0][0])
         if at is None:
             return
         at = max(at, self.state.now + 1)

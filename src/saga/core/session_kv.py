@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from saga.core import actions as act
 from saga.core.cache import FOREVER
@@ -31,6 +31,8 @@ class SessionKV:
         self._do = do
         self.prefetches: list[tuple[int, str, int]] = []
         """When, which session, and the step after which it was planned."""
+        self.lapses: list[tuple[int, str, int]] = []
+        """The same for sessions that then count in no working set until they are back."""
 
     def settle_home(self, session: Session, engine: Engine, tokens: int) -> None:
         """The engine accepted a request of the session: it is its home from now on."""
@@ -80,6 +82,10 @@ class SessionKV:
             self._policies.offload,
             self._policies.prefetch,
         )
+        admission = self._policies.admission
+        if admission is not None:
+            absent = self._state.now + admission.absence_us(session, self._view)
+            heapq.heappush(self.lapses, (absent, session.id, session.num_steps))
         hold = retention.hold(session, self._view) if retention is not None else None
         if hold is not None:
             self.retain(session, session.home, hold.until, hold.score, hold.reason)
@@ -104,17 +110,26 @@ class SessionKV:
         session.retained = False
         self._do(act.Release(engine=engine.id, session=session.id, reason=reason))
 
-    def prefetch_due(self) -> None:
-        while self.prefetches and self.prefetches[0][0] <= self._state.now:
-            _, session_id, num_steps = heapq.heappop(self.prefetches)
+    def lapse_due(self) -> None:
+        """Sessions that are away for longer than expected leave their working set."""
+        for session in self._still_away(self.lapses):
+            self.assign(session, None, 0)
+
+    def _still_away(self, plans: list[tuple[int, str, int]]) -> Iterator[Session]:
+        """Takes the plans that are due, and gives those whose session has not been back since."""
+        while plans and plans[0][0] <= self._state.now:
+            _, session_id, num_steps = heapq.heappop(plans)
             session = self._state.sessions.get(session_id)
             if (
                 session is not None
                 and session.state is SessionState.ACTING
                 and session.num_steps == num_steps
-                and session.home is not None
-                and session.resident_tokens < session.context_tokens
             ):
+                yield session
+
+    def prefetch_due(self) -> None:
+        for session in self._still_away(self.prefetches):
+            if session.home is not None and session.resident_tokens < session.context_tokens:
                 session.num_prefetches += 1
                 self._do(
                     act.Prefetch(
