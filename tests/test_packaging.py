@@ -10,7 +10,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-ALREADY_IN_VLLM = {"msgspec", "numpy", "pydantic", "pyyaml", "tqdm"}
+ALREADY_IN_VLLM = {
+    *("aiohttp", "httptools", "msgspec", "numpy", "prometheus-client", "pydantic"),
+    *("pyyaml", "tqdm", "uvicorn", "uvloop", "yarl"),
+}
 
 
 def project() -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Engine side: the emulated engine."""

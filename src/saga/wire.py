@@ -1,0 +1,46 @@
+"""Every name that travels between clients, gateway and engines, once."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# ---- from clients (docs/clients.md); header names are lower case, as they are compared
+
+WORKFLOW_HEADER: Final = "x-saga-workflow-id"
+SESSION_HEADER: Final = "x-saga-session-id"
+PARENT_HEADER: Final = "x-saga-parent-id"
+AGENT_HEADER: Final = "x-saga-agent"
+FINAL_HEADER: Final = "x-saga-final"
+DEADLINE_HEADER: Final = "x-saga-deadline-ms"
+CONTEXT_HEADER: Final = "x-saga-context"
+"""The same fields in one header: base64url of a JSON object."""
+CONTEXT_FIELD: Final = "saga"
+"""The same object as a field of the body."""
+TENANT_HEADER: Final = "x-saga-tenant"
+
+# ---- to clients
+
+SOURCE_HEADER: Final = "x-saga-session-source"
+ENGINE_HEADER: Final = "x-saga-engine"
+DECISION_HEADER: Final = "x-saga-decision"
+
+# ---- to engines
+
+ENGINE_SESSION_HEADER: Final = "x-session-id"
+HINTS_FIELD: Final = "vllm_xargs"
+HINT_SESSION: Final = "saga_session"
+HINT_TTL: Final = "saga_ttl_s"
+"""Seconds for which the KV should stay after the answer; 0: the workflow is over."""
+HINT_SCORE: Final = "saga_score"
+HINT_RETURN: Final = "saga_return_s"
+"""Seconds after which the session is expected back."""
+HINT_FINAL: Final = "saga_final"
+HINTS: Final = (HINT_SESSION, HINT_TTL, HINT_SCORE, HINT_RETURN, HINT_FINAL)
+
+EMULATE: Final = "saga_emulate"
+"""Body field, or JSON text in ``vllm_xargs``, that tells an emulated engine what to answer:
+``{"output_tokens": n, "tool": name or null}``."""
+
+CONTROL: Final = "/v1/saga"
+"""Below it: an engine's control routes, and the gateway's own."""
+CONTROL_OPS: Final = ("retain", "extend", "release", "priority", "preempt", "stats")
