@@ -1,0 +1,104 @@
+"""What an engine's answer says about itself, read from its bytes as they pass, without parsing it.
+
+The needed fields are found by their names. A quoted name cannot occur inside a JSON string, where
+its quotes would be escaped, so that no text of a model is ever mistaken for a field.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+HEAD_BYTES = 4_096
+TAIL_BYTES = 16_384
+CARRY_BYTES = 768
+"""Kept from one chunk to the next, for names that are cut in two: the longest find."""
+
+_EVENT = b"\ndata:"
+_NUMBER = rb'"\s*:\s*(\d{1,12})\s*[,}]'
+_PROMPT = re.compile(rb'"(?:prompt_tokens|input_tokens)' + _NUMBER)
+_OUTPUT = re.compile(rb'"(?:completion_tokens|output_tokens)' + _NUMBER)
+_CACHED = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)' + _NUMBER)
+_CREATED = re.compile(rb'"cache_creation_input_tokens' + _NUMBER)
+_ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,256})"')
+_CALL = rb'"type"\s*:\s*"(?:tool_use|function_call)"'
+_NAME = rb'"name"\s*:\s*"([^"\\]{1,128})"'
+_TOOL = re.compile(
+    rb'"function"\s*:\s*\{[^{}]{0,512}?' + _NAME  # chat completions
+    + rb"|" + _CALL + rb"[^{}]{0,512}?" + _NAME  # Messages, Responses
+    + rb"|" + _NAME + rb"[^{}]{0,512}?" + _CALL
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts are None where the answer does not say."""
+
+    prompt_tokens: int | None
+    output_tokens: int | None
+    cached_tokens: int | None
+    tool: str | None
+    response_id: str | None
+
+
+class AnswerReader:
+    """Is fed the chunks of one answer and then asked what they said.
+
+    ``anthropic``: its ``input_tokens`` do not contain the cached ones. O(1) memory.
+    """
+
+    __slots__ = ("_anthropic", "_carry", "_edge", "_head", "_num_events", "_tail", "_tool")
+
+    def __init__(self, *, anthropic: bool = False) -> None:
+        self._anthropic = anthropic
+        self._head = b""
+        self._tail = b""
+        self._carry = b""
+        self._edge = b"\n"
+        """The last bytes, in which a further event may have begun."""
+        self._tool: str | None = None
+        self._num_events = 0
+
+    def feed(self, chunk: bytes) -> None:
+        if len(self._head) < HEAD_BYTES:
+            self._head += chunk[: HEAD_BYTES - len(self._head)]
+        self._tail = (
+            (self._tail + chunk)[-TAIL_BYTES:] if len(chunk) < TAIL_BYTES else (chunk[-TAIL_BYTES:])
+        )
+        text = self._edge + chunk
+        self._num_events += text.count(_EVENT)
+        self._edge = text[1 - len(_EVENT) :]
+        if self._tool is None:
+            self._look_for_tool(chunk)
+
+    def _look_for_tool(self, chunk: bytes) -> None:
+        text = self._carry + chunk
+        self._carry = text[-CARRY_BYTES:]
+        if b"tool_use" in text or b'"function' in text:
+            found = _TOOL.search(text)
+            if found is not None:
+                name = next(group for group in found.groups() if group is not None)
+                self._tool = name.decode("utf-8", "replace")
+
+    def usage(self) -> Usage:
+        """What the answer said, at its end."""
+        text = self._head + b"\0" + self._tail  # a number is none that is cut off there
+        prompt, output = _last(_PROMPT, text), _last(_OUTPUT, text)
+        cached = _last(_CACHED, text)
+        if self._anthropic and prompt is not None:
+            prompt += (cached or 0) + (_last(_CREATED, text) or 0)
+        if output is None and self._num_events:
+            output = max(1, self._num_events - 2)  # about one event per token, and two for the ends
+        response_id = _ID.search(self._head)
+        return Usage(
+            prompt_tokens=prompt,
+            output_tokens=output,
+            cached_tokens=cached,
+            tool=self._tool,
+            response_id=None if response_id is None else response_id[1].decode("utf-8", "replace"),
+        )
+
+
+def _last(pattern: re.Pattern[bytes], text: bytes) -> int | None:
+    found = pattern.findall(text)
+    return int(found[-1]) if found else None

@@ -1,0 +1,301 @@
+"""The gateway's HTTP surface, as a plain ASGI application.
+
+Requests to language models go through the scheduler; ``/v1/saga/...`` is the gateway's own; the
+rest of an engine's API is passed on to the engine that has the session, or to any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+import msgspec
+
+import saga
+from saga import wire
+from saga.gateway import errors, ui
+from saga.gateway.body import BodyError, Fields, decode, scalar
+from saga.gateway.control import Control
+from saga.gateway.errors import Dialect, GatewayError
+from saga.gateway.keys import credentials
+from saga.gateway.locations import MAX_ID
+from saga.gateway.proxy import proxy
+from saga.gateway.relay import Call, Relay
+from saga.gateway.service import Gateway
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+logger = logging.getLogger(__name__)
+
+MODEL_APIS: Mapping[str, tuple[str, Dialect]] = {
+    "/v1/chat/completions": ("chat", "openai"),
+    "/v1/completions": ("completions", "openai"),
+    "/v1/responses": ("responses", "openai"),
+    "/v1/messages": ("messages", "anthropic"),
+}
+"""What the scheduler schedules."""
+OPEN_TENANT = "default"
+"""Everybody, while no keys are configured."""
+
+
+class _Left(Exception):
+    """The client went away before it had said what it wants."""
+
+
+class App:
+    """``gateway`` is started and stopped by whoever serves the application."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self._control = Control(gateway)
+        self._page, self._page_headers = ui.page()
+        self._own: Mapping[str, Callable[[], tuple[int, str, bytes]]] = {
+            "/health": lambda: (200, "text/plain", b"ok\n"),
+            "/livez": lambda: (200, "text/plain", b"ok\n"),
+            "/readyz": self._ready,
+            "/version": self._version,
+            "/metrics": self._metrics,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        if path in ui.PATHS:
+            await _answer(send, 200, "text/html; charset=utf-8", self._page, self._page_headers)
+            return
+        own = self._own.get(path)
+        if own is not None:
+            await _answer(send, *own())
+            return
+        dialect: Dialect = "anthropic" if path.startswith("/v1/messages") else "openai"
+        try:
+            await self._serve(scope, receive, send, path, dialect)
+        except GatewayError as error:
+            self.gateway.metrics.refused.labels(error.status).inc()
+            headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
+            data = errors.body(error, dialect)
+            await _answer(send, error.status, "application/json", data, headers)
+        except _Left:
+            pass  # nobody is there to be answered
+
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, path: str, dialect: Dialect
+    ) -> None:
+        headers = self._headers(scope["headers"])
+        if headers.get("upgrade", "").lower() == "websocket":
+            # The one status after which Codex asks by HTTP at once, and not after some retries.
+            raise GatewayError(426, "there are no WebSockets here", headers={"upgrade": "HTTP/1.1"})
+        target = _target(scope)
+        tenant, admin = self._who(headers)
+        if path.startswith(f"{wire.CONTROL}/"):
+            body = await self._body(receive, headers)
+            status, document = await self._control.serve(
+                scope["method"], target, body, tenant, admin=admin
+            )
+            await _answer(send, status, "application/json", msgspec.json.encode(document))
+            return
+        if tenant is None:
+            raise GatewayError(403, "an admin key is not a tenant's: use one of a tenant")
+        if self.gateway.draining:
+            raise GatewayError(503, "the gateway is shutting down", retry_after_s=5)
+        body = await self._body(receive, headers)
+        api = MODEL_APIS.get(path) if scope["method"] == "POST" else None
+        work = (
+            proxy(self.gateway, scope["method"], target, headers, body, tenant, send)
+            if api is None
+            else self._model(api[0], dialect, target, headers, body, tenant, send)
+        )
+        await _until_disconnect(work, receive)
+
+    # ---- requests to language models
+
+    async def _model(
+        self,
+        api: str,
+        dialect: Dialect,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        tenant: str,
+        send: Send,
+    ) -> None:
+        gateway = self.gateway
+        try:
+            fields = decode(body)
+        except BodyError as error:
+            raise GatewayError(400, error.message, param=error.param) from None
+        identity = gateway.identifier.identify(
+            tenant, headers, fields, api=api, now_us=gateway.host.now
+        )
+        call = Call(
+            api=api,
+            dialect=dialect,
+            path=target,
+            headers=headers,
+            body=body,
+            fields=fields,
+            tenant=tenant,
+            identity=identity,
+            engine=self._holder(tenant, api, fields),
+        )
+        estimated = self._let_in(call)
+        gateway.metrics.arrived(tenant)
+        gateway.retry_budget.earn()
+        relay = Relay(gateway, call, send)
+        try:
+            await relay.run()
+        finally:
+            gateway.metrics.ended(tenant, relay.outcome)
+            gateway.limits.settle(tenant, estimated, relay.num_tokens or estimated)
+            gateway.limits.release(tenant)
+
+    def _holder(self, tenant: str, api: str, fields: Fields) -> str | None:
+        """The engine that holds the response which a request continues, None if that is not known.
+
+        Among several tenants it must be one's own: an engine would continue anybody's.
+        """
+        before = scalar(fields.previous_response_id) if api == "responses" else None
+        holder = self.gateway.responses.engine_of(tenant, before)
+        if before is not None and holder is None and self.gateway.keys is not None:
+            text = f"response {str(before)[:MAX_ID]!r} is not known here"
+            raise GatewayError(404, text, param="previous_response_id")
+        return holder
+
+    def _let_in(self, call: Call) -> int:
+        """Its estimated tokens, taken from the tenant's; GatewayError if it may not come in."""
+        gateway = self.gateway
+        if gateway.host.num_held >= gateway.settings.queue.max_requests:
+            text = f"{gateway.host.num_held} requests wait already"
+            raise GatewayError(429, text, retry_after_s=gateway.retry_after_s())
+        estimated = len(call.body) // 4
+        verdict = gateway.limits.take(call.tenant, estimated, gateway.host.now)
+        if not verdict.ok:
+            status = 400 if verdict.retry_after_s is None else 429
+            text = f"tenant {call.tenant}: limit {verdict.exceeded} is reached"
+            raise GatewayError(
+                status, text, retry_after_s=verdict.retry_after_s, headers=verdict.headers
+            )
+        return estimated
+
+    # ---- who and what
+
+    def _who(self, headers: Mapping[str, str]) -> tuple[str | None, bool]:
+        """The tenant, None for an admin's key, and whether it may administer."""
+        gateway = self.gateway
+        tenant = OPEN_TENANT
+        if gateway.keys is not None:
+            key = credentials(headers)
+            if key is None:
+                raise GatewayError(401, "no API key: send Authorization: Bearer KEY or x-api-key")
+            if gateway.keys.is_admin(key):
+                return None, True
+            known = gateway.keys.tenant_of(key)
+            if known is None:
+                raise GatewayError(401, "the API key is not known")
+            tenant = known
+        if gateway.settings.identity.trust_tenant_header:
+            tenant = _tenant_name(headers.get(wire.TENANT_HEADER)) or tenant
+        return tenant, gateway.keys is None
+
+    def _headers(self, raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
+        most = self.gateway.settings.server.max_header_kib << 10
+        if sum(len(name) + len(value) for name, value in raw) > most:
+            raise GatewayError(431, f"the headers are longer than {most >> 10} KiB")
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+
+    async def _body(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
+        settings = self.gateway.settings.server
+        most = settings.max_body_mib << 20
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > most:
+            raise GatewayError(413, f"the body is longer than {settings.max_body_mib} MiB")
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(settings.body_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _Left
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > most:
+                        text = f"the body is longer than {settings.max_body_mib} MiB"
+                        raise GatewayError(413, text)
+                    if not message.get("more_body", False):
+                        return parts[0] if len(parts) == 1 else b"".join(parts)
+        except TimeoutError:
+            text = f"the body did not come within {settings.body_timeout_s:g} s"
+            raise GatewayError(408, text) from None
+
+    # ---- the gateway's own pages
+
+    def _ready(self) -> tuple[int, str, bytes]:
+        if self.gateway.draining:
+            return 503, "text/plain", b"shutting down\n"
+        ready = any(engine.state == "up" for engine in self.gateway.fleet.engines.values())
+        return (200, "text/plain", b"ok\n") if ready else (503, "text/plain", b"no engine is up\n")
+
+    def _version(self) -> tuple[int, str, bytes]:
+        return 200, "application/json", msgspec.json.encode({"version": saga.__version__})
+
+    def _metrics(self) -> tuple[int, str, bytes]:
+        return 200, "text/plain; version=0.0.4; charset=utf-8", self.gateway.metrics.page()
+
+
+def _target(scope: Scope) -> str:
+    """Path and query as they came: an engine must not decode what was decoded here already."""
+    query: bytes = scope["query_string"]
+    target: bytes = scope["raw_path"] + (b"?" + query if query else b"")
+    if not target.isascii():
+        raise GatewayError(400, "the path and the query must be percent-encoded")
+    return target.decode("ascii")
+
+
+async def _until_disconnect(work: Any, receive: Receive) -> None:
+    """Does the work, unless its client goes away first."""
+    task = asyncio.current_task()
+    assert task is not None
+    gone = asyncio.ensure_future(receive())
+    left: list[bool] = []
+
+    def leave(future: asyncio.Future[Any]) -> None:
+        if not future.cancelled() and not left:
+            left.append(True)
+            task.cancel()
+
+    gone.add_done_callback(leave)
+    try:
+        await work
+    except asyncio.CancelledError:
+        if not left:
+            raise
+        task.uncancel()
+    finally:
+        left.append(False)
+        gone.cancel()
+
+
+async def _answer(
+    send: Send,
+    status: int,
+    content_type: str,
+    data: bytes,
+    headers: list[tuple[bytes, bytes]] | None = None,
+) -> None:
+    head = [
+        (b"content-type", content_type.encode()),
+        (b"content-length", str(len(data)).encode()),
+        *(headers or []),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": data})
+
+
+def _tenant_name(value: str | None) -> str | None:
+    """A tenant that a trusted proxy names; it may be any short name without a slash."""
+    good = value is not None and 0 < len(value) <= 64 and "/" not in value and value.isprintable()
+    return value if good else None

@@ -1,0 +1,248 @@
+"""``/v1/saga/...``: workflows, graphs, engines and decisions, for clients and operators.
+
+A tenant sees and changes what is its own; engines are an administrator's. While no keys are
+configured, everybody is both.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from urllib.parse import parse_qs, unquote
+
+import msgspec
+from msgspec import Meta, Struct
+
+from saga import wire
+from saga.gateway.discovery import DiscoveryError
+from saga.gateway.errors import GatewayError
+from saga.gateway.graphs import GraphDocument, GraphError, mean_steps
+from saga.gateway.locations import MAX_ID, identifier
+from saga.gateway.sessions import LiveWorkflow, scoped
+from saga.gateway.ui import snapshot
+
+if TYPE_CHECKING:
+    from saga.gateway.fleet import LiveEngine
+    from saga.gateway.service import Gateway
+
+Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Answer = tuple[int, Any]
+MAX_LISTED = 1_000
+MAX_GRAPHS = 1_000
+T = TypeVar("T")
+
+
+class _Declared(Struct, forbid_unknown_fields=True):
+    workflow_id: Name
+    agent_type: Name | None = None
+    mean_steps: Annotated[float, Meta(gt=0, le=100_000)] | None = None
+    deadline_ms: Annotated[int, Meta(gt=0, le=10**10)] | None = None
+
+
+class _Engine(Struct, forbid_unknown_fields=True):
+    url: str
+
+
+class Control:
+    """Answers with a status and a document; GatewayError otherwise."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._graphs: dict[str, GraphDocument] = {}
+        """By scoped name."""
+
+    async def serve(
+        self,
+        method: str,
+        target: str,
+        body: bytes,
+        tenant: str | None,
+        *,
+        admin: bool,
+    ) -> Answer:
+        path, _, query = target.partition("?")
+        parts = [unquote(part) for part in path.removeprefix(f"{wire.CONTROL}/").split("/")]
+        match (method, *parts):
+            case ("GET", "workflows"):
+                return 200, {"workflows": self._list_workflows(tenant, admin=admin)}
+            case ("POST", "workflows"):
+                return self._declare(body, self._tenant(tenant))
+            case ("GET", "workflows", name):
+                return 200, _told(self._workflow(name, tenant, admin=admin))
+            case ("DELETE", "workflows", name) | ("POST", "workflows", name, "finish"):
+                self._gateway.sessions.finish(self._workflow(name, tenant, admin=admin))
+                return 200, {"finished": name}
+            case ("GET", "graphs"):
+                return 200, {"graphs": self._list_graphs(tenant, admin=admin)}
+            case ("PUT", "graphs", name):
+                return self._put_graph(name, body, self._tenant(tenant))
+            case ("GET", "engines"):
+                return 200, {"engines": self._list_engines()}
+            case (("POST" | "DELETE") as verb, "engines", *rest):
+                if not admin:
+                    raise GatewayError(403, "engines are an administrator's to change")
+                return self._change_engines(verb, rest, body)
+            case ("GET", "decisions"):
+                return 200, {"decisions": self._decisions(query, tenant, admin=admin)}
+            case ("GET", "live"):
+                return 200, snapshot(self._gateway, None if admin else tenant)
+        raise GatewayError(404, f"{method} {path} is not here")
+
+    def _tenant(self, tenant: str | None) -> str:
+        if tenant is None:
+            raise GatewayError(403, "an admin key is not a tenant's: use one of a tenant")
+        return tenant
+
+    # ---- workflows
+
+    def _list_workflows(self, tenant: str | None, *, admin: bool) -> list[dict[str, Any]]:
+        mine = (
+            workflow
+            for workflow in self._gateway.sessions.workflows.values()
+            if admin or workflow.tenant == tenant
+        )
+        return [_told(workflow) for workflow, _ in zip(mine, range(MAX_LISTED), strict=False)]
+
+    def _workflow(self, name: str, tenant: str | None, *, admin: bool) -> LiveWorkflow:
+        workflows = self._gateway.sessions.workflows
+        found = workflows.get(scoped(tenant, name)) if tenant is not None else None
+        if found is None and admin:
+            found = workflows.get(name)  # an administrator names the tenant, too
+        if found is None:
+            raise GatewayError(404, f"workflow {name!r} is not known")
+        return found
+
+    def _declare(self, body: bytes, tenant: str) -> Answer:
+        declared = _decoded(body, _Declared)
+        sessions = self._gateway.sessions
+        if scoped(tenant, declared.workflow_id) in sessions.workflows:
+            raise GatewayError(409, f"workflow {declared.workflow_id!r} runs already")
+        if len(sessions.workflows) >= self._gateway.settings.sessions.max_sessions:
+            raise GatewayError(429, "there are too many workflows", retry_after_s=60)
+        workflow = sessions.declare(
+            tenant,
+            self._gateway.tenant(tenant).weight,
+            declared.workflow_id,
+            agent_type=declared.agent_type,
+            mean_steps=declared.mean_steps,
+            deadline_us=None if declared.deadline_ms is None else declared.deadline_ms * 1_000,
+        )
+        return 201, _told(workflow)
+
+    # ---- graphs
+
+    def _put_graph(self, name: str, body: bytes, tenant: str) -> Answer:
+        if identifier(name) is None:
+            raise GatewayError(400, f"a graph's name has 1 to {MAX_ID} printable characters")
+        graph = _decoded(body, GraphDocument)
+        try:
+            steps = mean_steps(graph)
+        except GraphError as error:
+            raise GatewayError(400, f"graph {name!r}: {error}") from None
+        key = scoped(tenant, name)
+        if key not in self._graphs and len(self._graphs) >= MAX_GRAPHS:
+            raise GatewayError(429, f"there are {MAX_GRAPHS} graphs already", retry_after_s=60)
+        created = key not in self._graphs
+        self._graphs[key] = graph
+        self._gateway.sessions.declared.pop(key, None)
+        if steps is not None:
+            self._gateway.sessions.declared[key] = steps
+        return 201 if created else 200, {"name": name, "mean_steps": steps}
+
+    def _list_graphs(self, tenant: str | None, *, admin: bool) -> list[dict[str, Any]]:
+        return [
+            {"name": name.partition("/")[2], "tenant": name.partition("/")[0], "graph": graph}
+            for name, graph in self._graphs.items()
+            if admin or name.startswith(f"{tenant}/")
+        ]
+
+    # ---- engines
+
+    def _list_engines(self) -> list[dict[str, Any]]:
+        fleet, now = self._gateway.fleet, self._gateway.host.now
+        return [_engine(engine, now) for engine in fleet.engines.values()]
+
+    def _change_engines(self, verb: str, rest: list[str], body: bytes) -> Answer:
+        fleet = self._gateway.fleet
+        try:
+            match (verb, *rest):
+                case ("POST",):
+                    return 201, {"name": fleet.add(_decoded(body, _Engine).url)}
+                case ("POST", name, "drain"):
+                    fleet.drain(name)
+                    return 200, {"draining": name}
+                case ("DELETE", name):
+                    fleet.remove(name)
+                    return 200, {"removed": name}
+        except DiscoveryError as error:
+            raise GatewayError(400, str(error), param="url") from None
+        except KeyError as error:
+            raise GatewayError(404, f"engine {error} is not known") from None
+        raise GatewayError(404, "engines can be added, drained and removed")
+
+    # ---- decisions
+
+    def _decisions(self, query: str, tenant: str | None, *, admin: bool) -> list[dict[str, Any]]:
+        asked = parse_qs(query)
+        session = asked.get("session", [None])[0]
+        limit = asked.get("limit", ["100"])[0]
+        if not re.fullmatch("[0-9]{1,4}", limit) or not 1 <= int(limit) <= MAX_LISTED:
+            raise GatewayError(400, f"limit: allowed is 1 to {MAX_LISTED}", param="limit")
+        if session is not None and tenant is not None:
+            session = scoped(tenant, session)
+        owner = None if admin else tenant
+        return list(self._gateway.journal.entries(tenant=owner, session=session, limit=int(limit)))
+
+
+def _decoded(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise GatewayError(400, str(error)) from None
+    except msgspec.DecodeError as error:
+        raise GatewayError(400, f"the body is not JSON: {error}") from None
+
+
+def _told(workflow: LiveWorkflow) -> dict[str, Any]:
+    return {
+        "id": workflow.id.partition("/")[2],
+        "tenant": workflow.tenant,
+        "agent_type": workflow.agent_type.partition("/")[2],
+        "source": workflow.source,
+        "submitted_us": workflow.submitted,
+        "sessions": [
+            {
+                "id": session.id.partition("/")[2],
+                "requests": session.num_inflight,
+                "tool": session.tool,
+                "context_tokens": session.prompt_tokens,
+            }
+            for session in workflow.sessions.values()
+        ],
+    }
+
+
+def _engine(engine: LiveEngine, now: int) -> dict[str, Any]:
+    info, sample = engine.info, engine.sample
+    return {
+        "name": engine.name,
+        "url": engine.url,
+        "state": engine.state,
+        "error": engine.error,
+        "breaker": engine.breaker.state(now),
+        "kind": info.kind if info else None,
+        "version": info.version if info else None,
+        "models": list(info.models) if info else [],
+        "kv_capacity_tokens": info.kv_capacity_tokens if info else None,
+        "max_num_seqs": info.max_num_seqs if info else None,
+        "capabilities": sorted(info.capabilities) if info else [],
+        "degraded": list(info.notes) if info else [],
+        "load": None
+        if sample is None
+        else {
+            "running": sample.running,
+            "waiting": sample.waiting,
+            "kv_used": sample.kv_used,
+            "age_s": round(max(0, now - sample.at_us) / 1e6, 3),
+        },
+    }

@@ -1,0 +1,209 @@
+"""Tells sessions apart by what they say, for clients that send no id.
+
+A client repeats its conversation with every request, so a session is a growing chain of messages.
+Every prefix of every chain is remembered by its digest, and a request belongs to the session that
+holds its longest known prefix, if it continues it:
+
+- all of the session's messages, the model's answer, and more: the next step;
+- all of them and nothing more: the same step again;
+- all but the last one, then the answer: the next step of a client that edits its last message.
+
+Everything else begins a session. It is a fork of the one found if it shares more with it than the
+messages of that session's first request: those come from the client, and many conversations begin
+with the same ones, but what follows comes from that session. System messages are no part of a
+chain; chains with different ones are strangers.
+
+It is a guess that heals itself: a wrong one lasts for a step. A client that rewrites its history
+(a summary in place of it) begins a session.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final, NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from saga.gateway.memory import TenantLru
+
+MAX_MESSAGES: Final = 20_000
+"""A longer chain is not followed."""
+DIGESTS_PER_SESSION: Final = 8
+"""Remembered on average; the ones used least recently are forgotten."""
+REPEAT_US: Final = 1_800_000_000
+"""Within it a repeated first request is a retry, after it a new conversation. Clients of the OpenAI
+API wait for 10 minutes before they try again."""
+
+_CACHE_CONTROL: Final = re.compile(
+    rb',\s*"cache_control"\s*:\s*(?:null|\{[^{}]*\})'
+    rb'|"cache_control"\s*:\s*(?:null|\{[^{}]*\})\s*,?\s*'
+)
+_LONE_TEXT: Final = re.compile(
+    rb'(\{\s*(?:"role"\s*:\s*"\w+"\s*,\s*)?"content"\s*:\s*)'
+    rb'\[\s*\{\s*"type"\s*:\s*"text"\s*,\s*"text"\s*:\s*("(?:[^"\\]++|\\.)*+")\s*\}\s*\]'
+)
+
+
+class Followed(NamedTuple):
+    """The session of a request; ``parent`` is the one it forked from."""
+
+    session: str
+    parent: str | None = None
+
+
+@dataclass(slots=True)
+class Chain:
+    """What is known of a session, in numbers of messages."""
+
+    base: int
+    """Of its first request, or of its parent's: what other conversations may begin with as well."""
+    length: int
+    seen_us: int
+
+
+class _Speaker(msgspec.Struct):
+    role: str | None = None
+    type: str | None = None
+
+
+_SPEAKER: Final = msgspec.json.Decoder(_Speaker)
+
+
+class Lineages:
+    """The chains of all tenants; no tenant's messages lead to another's session."""
+
+    def __init__(self, max_sessions: int, new_id: Callable[[], str]) -> None:
+        self._new_id = new_id
+        self._chains: TenantLru[str, Chain] = TenantLru(max_sessions)
+        self._sessions: TenantLru[bytes, str] = TenantLru(max_sessions * DIGESTS_PER_SESSION)
+        """By digest of a prefix: the session that held it last."""
+
+    def follow(
+        self,
+        tenant: str,
+        partition: Sequence[str],
+        preamble: Sequence[Raw],
+        messages: Sequence[Raw],
+        *,
+        now_us: int,
+        retry: bool = False,
+        name: str | None = None,
+    ) -> Followed | None:
+        """The session of a request; None if its messages tell nothing.
+
+        Only requests of equal ``partition`` and ``preamble`` can be of one session. ``retry``: the
+        client says that it asks again. The first session of its kind is called ``name``, if given.
+        """
+        start = 0
+        while start < len(messages) and _speaker(messages[start]).role in ("system", "developer"):
+            start += 1
+        said = messages[start:]
+        if not 0 < len(said) <= MAX_MESSAGES:
+            return None
+        digests = _digests(partition, [*preamble, *messages[:start]], said)
+        depth, session, chain = self._longest(tenant, digests)
+        if chain is not None and _continues(chain, depth, said, now_us, retry):
+            if depth < len(said):
+                chain.length = len(said)
+            chain.seen_us = now_us
+            followed = Followed(session)
+        else:
+            followed = self._begin(tenant, session, chain, depth, len(said), now_us, name)
+        self._remember(tenant, digests, depth, followed.session)
+        return followed
+
+    def forget(self, tenant: str, session: str) -> None:
+        """What the session said leads nowhere any more."""
+        self._chains.pop(tenant, session)
+
+    def _longest(self, tenant: str, digests: list[bytes]) -> tuple[int, str, Chain | None]:
+        """The longest known prefix: its number of messages, its session and that one's chain."""
+        for depth in range(len(digests), 0, -1):
+            session = self._sessions.get(tenant, digests[depth - 1])
+            if session is not None:
+                chain = self._chains.get(tenant, session)
+                if chain is not None:
+                    return depth, session, chain
+        return 0, "", None
+
+    def _begin(
+        self,
+        tenant: str,
+        found: str,
+        chain: Chain | None,
+        depth: int,
+        length: int,
+        now_us: int,
+        name: str | None,
+    ) -> Followed:
+        forks = chain is not None and depth > chain.base
+        base = chain.base if chain is not None and forks else length
+        if name is None or self._chains.get(tenant, name) is not None:
+            name = self._new_id()
+        self._chains.put(tenant, name, Chain(base, length, now_us))
+        return Followed(name, found if forks else None)
+
+    def _remember(self, tenant: str, digests: list[bytes], depth: int, session: str) -> None:
+        """Prefixes that were known stay with their session, but for the whole of the request."""
+        for digest in digests[: min(depth, len(digests) - 1)]:
+            self._sessions.get(tenant, digest)
+        for digest in digests[min(depth, len(digests) - 1) :]:
+            self._sessions.put(tenant, digest, session)
+
+
+def _continues(chain: Chain, depth: int, said: Sequence[Raw], now_us: int, retry: bool) -> bool:
+    """Whether a request with ``depth`` messages of a chain is its next step, or its last again."""
+    if depth == len(said):
+        recent = depth > chain.base or now_us - chain.seen_us <= REPEAT_US
+        return retry or (depth == chain.length and recent)
+    if depth == chain.length:
+        return depth > chain.base or _by_model(said[depth])
+    edited = depth == chain.length - 1 and len(said) > chain.length
+    return edited and _by_model(said[chain.length])
+
+
+def _digests(
+    partition: Sequence[str], preamble: Sequence[Raw], messages: Sequence[Raw]
+) -> list[bytes]:
+    """One digest for each prefix of the messages: of the digest before it and the last message."""
+    digest = _digest(msgspec.json.encode(partition))
+    for part in preamble:
+        digest = _digest(digest + canonical(part))
+    digest = _digest(digest)  # so that a preamble is no message
+    return [digest := _digest(digest + canonical(message)) for message in messages]
+
+
+def _digest(text: bytes) -> bytes:
+    return sha256(text).digest()[:16]
+
+
+def canonical(message: Raw) -> bytes:
+    """What stays the same while clients move cache markers from message to message.
+
+    A marker needs a list of blocks to stand in, so that a text may turn into a list of one block.
+    """
+    text = bytes(message)
+    if b'"cache_control"' in text:
+        text = _CACHE_CONTROL.sub(b"", text)
+    if text.find(b"[", 0, 64) >= 0 and (lone := _LONE_TEXT.match(text)):
+        text = b"".join((lone[1], lone[2], text[lone.end() :]))
+    return text
+
+
+def _by_model(message: Raw) -> bool:
+    """Whether a model wrote it: an answer, or an item of one as the Responses API has them."""
+    role, kind = (speaker := _speaker(message)).role, speaker.type
+    if role is not None:
+        return role == "assistant"
+    return kind is not None and not kind.endswith("_output") and not kind.startswith("input_")
+
+
+def _speaker(message: Raw) -> _Speaker:
+    try:
+        return _SPEAKER.decode(message)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _Speaker()

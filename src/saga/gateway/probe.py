@@ -1,0 +1,200 @@
+"""What an engine is and can do, found out by asking it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import msgspec
+
+from saga import wire
+from saga.gateway.scrape import PAGE_LIMIT, parse_kv_capacity
+from saga.gateway.upstream import Timeouts, Upstream, UpstreamError
+
+EngineKind = Literal["vllm", "sglang", "saga", "openai"]
+T = TypeVar("T")
+
+CONTROL = "control"
+"""It has SAGA's control routes: retain, release, ..."""
+HINTS = "hints"
+"""It obeys the hints in requests."""
+METRICS = "metrics"
+KV_EVENTS = "kv_events"
+
+PROBE_TIMEOUTS = Timeouts(connect_s=5.0, first_byte_s=10.0, chunk_s=10.0, total_s=15.0)
+MAX_MODELS = 1_000
+
+_NO_MODELS = "It does not list its models, so that requests for any are sent to it."
+_NO_KEY = "It refuses the API key."
+_NO_METRICS = "It has no metrics: its load is known from the requests sent to it only."
+_NO_CAPACITY = "It does not tell the size of its KV memory: the configured size is assumed."
+_NO_SEQS = "It does not tell how many requests it runs at once: the configured number is assumed."
+_NO_CONTROL = "It has no SAGA plugin: its own policy decides which KV it keeps."
+_NO_EVENTS = "It publishes no KV events: evictions show only in the usage of later answers."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    kind: EngineKind
+    version: str | None
+    models: tuple[str, ...]
+    """Empty: unknown."""
+    kv_capacity_tokens: int | None
+    max_num_seqs: int | None
+    capabilities: frozenset[str]
+    notes: tuple[str, ...]
+    """Everything it lacks, each in one sentence."""
+
+
+class _Model(msgspec.Struct):
+    id: str
+    owned_by: str | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+class _Version(msgspec.Struct):
+    version: str
+
+
+class _ServerInfo(msgspec.Struct):
+    """SGLang's; the first field is what it is recognised by."""
+
+    max_total_num_tokens: int
+    max_running_requests: int | None = None
+    version: str | None = None
+
+
+class _Stats(msgspec.Struct):
+    """The control route's; of its fields only these matter here."""
+
+    kv_capacity_tokens: int | None = None
+    max_num_seqs: int | None = None
+
+
+class _KVEventSource(msgspec.Struct):
+    endpoint: str
+
+
+async def probe(
+    upstream: Upstream, url: str, api_key: str | None, *, timeouts: Timeouts = PROBE_TIMEOUTS
+) -> EngineInfo:
+    """Asks an engine for all that can be known of it.
+
+    What it does not answer is a note. Raises UpstreamError only if it cannot be reached, or is
+    behind something that answers for it with a 5xx.
+    """
+    ask = _Asker(upstream, url, api_key, timeouts)
+    status, body = await ask.get("/v1/models")
+    if status >= 500:
+        raise UpstreamError("broken", f"/v1/models answered {status}")
+    models = _decode(body, _Models) if status == 200 else None
+    version, server, stats, events, page = await asyncio.gather(
+        ask.json("/version", _Version),
+        ask.server_info(),
+        ask.json(f"{wire.CONTROL}/stats", _Stats, body=b"{}"),
+        ask.kv_event_sources(),
+        ask.page("/metrics"),
+    )
+    listed = models.data[:MAX_MODELS] if models else []
+    told = stats or _Stats()
+    capacity = _known(
+        told.kv_capacity_tokens,
+        server.max_total_num_tokens if server else None,
+        parse_kv_capacity(page or b""),
+    )
+    num_seqs = _known(told.max_num_seqs, server.max_running_requests if server else None)
+    found = {CONTROL: stats, HINTS: stats, METRICS: page, KV_EVENTS: events or None}
+    notes = {
+        _NO_KEY: status in (401, 403),
+        _NO_MODELS: not listed and status not in (401, 403),
+        _NO_METRICS: page is None,
+        _NO_CAPACITY: capacity is None,
+        _NO_SEQS: num_seqs is None,
+        _NO_CONTROL: stats is None,
+        _NO_EVENTS: not events,
+    }
+    return EngineInfo(
+        kind=_kind(listed, server, stats, page),
+        version=version.version if version else server.version if server else None,
+        models=tuple(model.id for model in listed),
+        kv_capacity_tokens=capacity,
+        max_num_seqs=num_seqs,
+        capabilities=frozenset(name for name, what in found.items() if what is not None),
+        notes=tuple(note for note, applies in notes.items() if applies),
+    )
+
+
+class _Asker:
+    """One engine and how it is asked; None is the answer of one that does not know."""
+
+    def __init__(
+        self, upstream: Upstream, url: str, api_key: str | None, timeouts: Timeouts
+    ) -> None:
+        self._upstream = upstream
+        self._url = url
+        self._api_key = api_key
+        self._timeouts = timeouts
+
+    async def get(self, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        return await self._upstream.fetch(
+            self._url,
+            "GET" if body is None else "POST",
+            path,
+            api_key=self._api_key,
+            body=body,
+            timeouts=self._timeouts,
+            limit=PAGE_LIMIT,
+        )
+
+    async def page(self, path: str, body: bytes | None = None) -> bytes | None:
+        try:
+            status, answer = await self.get(path, body)
+        except UpstreamError:
+            return None
+        return answer if status == 200 else None
+
+    async def json(self, path: str, kind: type[T], body: bytes | None = None) -> T | None:
+        answer = await self.page(path, body)
+        return None if answer is None else _decode(answer, kind)
+
+    async def server_info(self) -> _ServerInfo | None:
+        """SGLang's, under its newer and its older name."""
+        return await self.json("/server_info", _ServerInfo) or await self.json(
+            "/get_server_info", _ServerInfo
+        )
+
+    async def kv_event_sources(self) -> list[_KVEventSource]:
+        """vLLM 0.32 tells them by rank, other releases in a list."""
+        answer = await self.page("/kv_event_sources") or b""
+        by_rank = _decode(answer, dict[str, _KVEventSource]) or {}
+        return _decode(answer, list[_KVEventSource]) or [*by_rank.values()]
+
+
+def _decode(answer: bytes, kind: type[T]) -> T | None:
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def _known(*candidates: int | None) -> int | None:
+    """The first one that is a size."""
+    return next((value for value in candidates if value and value > 0), None)
+
+
+def _kind(
+    models: list[_Model], server: _ServerInfo | None, stats: _Stats | None, page: bytes | None
+) -> EngineKind:
+    owner = (models[0].owned_by or "").lower() if models else ""
+    page = page or b""
+    if owner == "saga":
+        return "saga"
+    if owner == "vllm" or b"\nvllm:" in page:
+        return "vllm"
+    if owner == "sglang" or server is not None or b"\nsglang:" in page:
+        return "sglang"
+    return "saga" if stats is not None else "openai"

@@ -1,0 +1,304 @@
+"""The gateway put together: what the routes work with, and what goes on beside requests."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from collections import OrderedDict
+from collections.abc import Coroutine, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from saga import wire
+from saga.clock import Clock, MonotonicClock
+from saga.config import load_preset
+from saga.core import actions as act
+from saga.core import events as ev
+from saga.gateway.asks import EngineAsks
+from saga.gateway.body import members, splice, without
+from saga.gateway.discovery import AllSources, DnsSource, FileSource, Source, StaticSource
+from saga.gateway.fleet import Fleet, FleetLimits, LiveEngine
+from saga.gateway.host import Host, Observe
+from saga.gateway.identity import Identifier
+from saga.gateway.journal import Journal
+from saga.gateway.limits import Limits
+from saga.gateway.live import LiveView
+from saga.gateway.metrics import Metrics
+from saga.gateway.probe import HINTS
+from saga.gateway.relay import Call
+from saga.gateway.reload import Loaded
+from saga.gateway.scrape import LoadSample
+from saga.gateway.sessions import LiveSession, Sessions
+from saga.gateway.settings import Settings, TenantSettings
+from saga.gateway.starts import PrefillQueue
+from saga.gateway.upstream import Timeouts, Upstream, end_to_end
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_KV_TOKENS = 200_000
+"""For engines that do not tell theirs."""
+REAP_S = 1.0
+CREDENTIALS = frozenset({"authorization", "x-api-key"})
+
+
+class Gateway:
+    """Everything that is alive between ``start`` and ``stop``. One event loop, one scheduler."""
+
+    def __init__(
+        self, loaded: Loaded, *, clock: Clock | None = None, observe: Observe | None = None
+    ) -> None:
+        self.settings: Settings = loaded.settings
+        self.keys = loaded.keys
+        self.clock = clock or MonotonicClock()
+        self.upstream: Upstream
+        self.fleet: Fleet
+        self.asks = EngineAsks(self)
+        self.journal = Journal()
+        self._observe = observe
+        self.host = Host(
+            load_preset(self.settings.preset).policies, self.clock, self.asks, observe=self._note
+        )
+        sessions = self.settings.sessions
+        self.sessions = Sessions(
+            self.host, idle_us=int(sessions.idle_s * 1e6), max_sessions=sessions.max_sessions
+        )
+        self.identifier = self._identifier()
+        self.limits = Limits(self.settings.tenants, self.host.now)
+        self.retry_budget = RetryBudget(self.settings.retries.budget_fraction)
+        self.responses = ResponseHomes(sessions.max_sessions)
+        self.metrics = Metrics(self)
+        self.live = LiveView(
+            self.host.scheduler.state,
+            self.sessions.sessions,
+            completed=self.metrics.task.observe,
+        )
+        self.timeouts = Timeouts(**self.settings.timeouts.model_dump())
+        self.draining = False
+        self._prefills: dict[str, PrefillQueue] = {}
+        self._numbers = itertools.count(1)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # ---- life
+
+    async def start(self) -> None:
+        self.upstream = Upstream()
+        engines = self.settings.engines
+        self.fleet = Fleet(
+            self.upstream,
+            self,
+            clock=self.clock,
+            rng=random.Random(),
+            api_key=engines.api_key.get_secret_value() if engines.api_key else None,
+            limits=FleetLimits(scrape_s=engines.scrape_s),
+        )
+        await self.fleet.start()
+        sources: list[Source] = [StaticSource(engines.urls)]
+        if engines.file is not None:
+            sources.append(FileSource(engines.file, on_error=logger.warning))
+        if engines.dns is not None:
+            sources.append(DnsSource(engines.dns, on_error=logger.warning))
+        self.spawn(self.fleet.follow(AllSources(sources)))
+        self.spawn(self._reap())
+
+    async def stop(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.fleet.stop()
+        self.host.close()
+        await self.upstream.close()
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Runs it in the background until it ends or the gateway stops."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _reap(self) -> None:
+        while True:
+            await asyncio.sleep(REAP_S)
+            self.sessions.reap()
+
+    def apply(self, loaded: Loaded) -> None:
+        """Takes over new settings and keys; what is under way goes on."""
+        self.settings, self.keys = loaded.settings, loaded.keys
+        self.timeouts = Timeouts(**self.settings.timeouts.model_dump())
+        self.limits.configure(self.settings.tenants, self.host.now)
+        mapping = self.settings.identity.mapping
+        self.identifier.configure(
+            extra_headers=self.settings.identity.extra_headers,
+            mapping={str(what): source for what, source in mapping.items()},
+        )
+
+    def _identifier(self) -> Identifier:
+        identity = self.settings.identity
+        return Identifier(
+            extra_headers=identity.extra_headers,
+            mapping={str(what): source for what, source in identity.mapping.items()},
+            max_sessions=self.settings.sessions.max_sessions,
+        )
+
+    def _note(self, event: ev.Event, actions: list[act.Action]) -> None:
+        self.journal.note(event, actions, self.host.scheduler)
+        self.live.note(event, actions)
+        if self._observe is not None:
+            self._observe(event, actions)
+
+    # ---- small facts
+
+    def tenant(self, name: str) -> TenantSettings:
+        return self.settings.tenants.get(name) or TenantSettings()
+
+    def next_request_id(self) -> str:
+        return f"r{next(self._numbers)}"
+
+    def prefills(self, engine: str) -> PrefillQueue:
+        return self._prefills.setdefault(engine, PrefillQueue())
+
+    def retry_after_s(self) -> int:
+        """About when a place is free: all that wait, by the pace of the last ones that ended."""
+        ended = sum(self.host.scheduler.state.num_ended.values())
+        per_s = ended / max(1.0, self.host.now / 1e6)
+        return min(60, max(1, int(self.host.num_held / per_s))) if per_s else 5
+
+    # ---- what engines are told
+
+    def headers_to(
+        self, engine: LiveEngine, call: Call, session: LiveSession
+    ) -> list[tuple[str, str]]:
+        """The client's headers, but for its key, with the session's id and the engine's key."""
+        return self.proxy_headers(call.headers, session=session.id)
+
+    def proxy_headers(
+        self, headers: Mapping[str, str], session: str | None = None
+    ) -> list[tuple[str, str]]:
+        """What a client sent, without its key to us; an engine's key is ours to know."""
+        key = self.settings.engines.api_key
+        ours = self.keys is not None or key is not None
+        kept = [
+            (name, value)
+            for name, value in end_to_end(headers.items())
+            if not (ours and name in CREDENTIALS)
+        ]
+        if session is not None and wire.ENGINE_SESSION_HEADER not in headers:
+            kept.append((wire.ENGINE_SESSION_HEADER, quote(session, safe="/:#._-")))
+        if key is not None:
+            kept.append(("authorization", f"Bearer {key.get_secret_value()}"))
+        return kept
+
+    def body_to(self, engine: LiveEngine, call: Call, session: LiveSession) -> bytes:
+        """The client's body; our own field taken out, hints put in where the engine reads them."""
+        body, fields, info = call.body, call.fields, engine.info
+        if fields.saga:
+            body = without(body, wire.CONTEXT_FIELD)
+        if info is not None and HINTS in info.capabilities:
+            given = members(fields.vllm_xargs)
+            for name in wire.HINTS:  # nobody pins KV but the scheduler
+                given.pop(name, None)
+            if fields.vllm_xargs:
+                body = without(body, wire.HINTS_FIELD)
+            body = splice(body, {wire.HINTS_FIELD: {**given, **self._hints(session)}})
+        elif info is not None and info.kind == "sglang" and not fields.session_id:
+            body = splice(body, {"session_id": session.id})
+        return body
+
+    def _hints(self, session: LiveSession) -> dict[str, Any]:
+        hints: dict[str, Any] = {wire.HINT_SESSION: session.id}
+        if session.ends:
+            hints |= {wire.HINT_FINAL: 1, wire.HINT_TTL: 0}
+            return hints
+        usual = self.host.scheduler.view.return_times.quantile(session.tool, 0.5)
+        if usual is not None:
+            hints[wire.HINT_RETURN] = round(usual / 1e6, 3)
+        return hints
+
+    def headers_back(
+        self, call: Call, engine: str | None, decision: str
+    ) -> list[tuple[bytes, bytes]]:
+        if not self.settings.identity.response_headers:
+            return []
+        told = [
+            (wire.SESSION_HEADER, call.identity.session),
+            (wire.SOURCE_HEADER, call.identity.source),
+        ]
+        if engine is not None:
+            told += [(wire.ENGINE_HEADER, engine), (wire.DECISION_HEADER, decision)]
+        return [(name.encode(), quote(value, safe=SAFE).encode()) for name, value in told]
+
+    # ---- what engines tell (FleetListener)
+
+    def engine_up(self, engine: LiveEngine) -> None:
+        info, settings = engine.info, self.settings.engines
+        told = info.kv_capacity_tokens if info is not None else None
+        batch = info.max_num_seqs if info is not None else None
+        self.host.tell(
+            ev.EngineUp(
+                at=self.host.now,
+                engine=engine.name,
+                kv_capacity_tokens=settings.kv_capacity_tokens or told or DEFAULT_KV_TOKENS,
+                max_num_seqs=batch or settings.max_num_seqs,
+            )
+        )
+
+    def engine_down(self, name: str) -> None:
+        self._prefills.pop(name, None)
+        if name in self.host.scheduler.state.engines:
+            self.host.engine_down(name)
+
+    def engine_draining(self, name: str) -> None:
+        if name in self.host.scheduler.state.engines:
+            self.host.tell(ev.EngineDraining(at=self.host.now, engine=name))
+
+    def engine_report(self, name: str, sample: LoadSample) -> None:
+        self.prefills(name).num_waiting = sample.waiting or 0
+        if sample.kv_used is not None and name in self.host.scheduler.state.engines:
+            now = self.host.now
+            self.host.tell(
+                ev.EngineReport(
+                    at=now,
+                    engine=name,
+                    kv_used_fraction=sample.kv_used,
+                    age_us=max(0, now - sample.at_us),
+                )
+            )
+
+
+SAFE = " !#$&'()*+,-./:;<=>?@[]^_`{|}~"
+"""What a header's value may contain as it is."""
+
+
+class RetryBudget:
+    """Retries as a share of requests, so that a sick fleet is not asked twice as much."""
+
+    def __init__(self, fraction: float, *, most: float = 10.0) -> None:
+        self._fraction = fraction
+        self._most = most
+        self._saved = most
+
+    def earn(self) -> None:
+        """A request came."""
+        self._saved = min(self._most, self._saved + self._fraction)
+
+    def take(self) -> bool:
+        if self._saved < 1:
+            return False
+        self._saved -= 1
+        return True
+
+
+class ResponseHomes:
+    """Which engine holds a stored response, by tenant; the oldest are forgotten."""
+
+    def __init__(self, most: int) -> None:
+        self._engines: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._most = most
+
+    def put(self, tenant: str, response: str, engine: str) -> None:
+        self._engines[tenant, response] = engine
+        if len(self._engines) > self._most:
+            self._engines.popitem(last=False)
+
+    def engine_of(self, tenant: str, response: object) -> str | None:
+        return self._engines.get((tenant, response)) if isinstance(response, str) else None
