@@ -238,17 +238,6 @@ def test_oracle(run_saga: Saga, tmp_path: Path) -> None:
     assert all(ratio > 1.0 for ratio in ratios["vllm_apc_affinity"].values())
 
 
-def test_demo(run_saga: Saga, tmp_path: Path) -> None:
-    said = run_saga("demo", "--out", tmp_path / "demo", "--tasks", "4", "--seeds", "1")
-    assert said.code == 0
-    assert (tmp_path / "demo" / "tct.png").stat().st_size > 1_000
-    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
-    assert "<html" in page
-    assert "vllm_apc_affinity" in page
-    command = document(tmp_path / "demo" / "report.json")["parameters"]["command"]
-    assert command.startswith("saga demo")
-
-
 def test_version_and_help(run_saga: Saga) -> None:
     assert run_saga("--version").out == f"saga {saga.__version__}\n"
     said = run_saga("compare", "--help")

@@ -1,14 +1,11 @@
-"""The ``saga`` command."""
+"""``saga simulate``, ``compare`` and ``oracle``."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
-import sys
 import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,56 +13,24 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 import saga
-from saga.config import known_policies, load_preset, preset_names
+from saga.cli.common import Commands, check_writable, console_for, prepared, warn
+from saga.config import load_preset
 from saga.sim.experiment import KNOBS, Experiment, parse_knobs, run
-from saga.sim.hardware import CLUSTERS
-from saga.sim.workload import list_workloads
-from saga.traces import Problem, TraceWriter, read_scripts, trace_stats
+from saga.traces import TraceWriter
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from saga.report.report import Report
 
-DEMO_PRESETS = ("vllm_apc_affinity", "saga_paper", "saga")
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 when it did what was asked, 2 for a mistake in what was asked."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    arguments.argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        code: int = arguments.call(arguments)
-    except (ValueError, OSError) as error:
-        print(f"saga: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("saga: interrupted", file=sys.stderr)
-        return 130
-    return code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="saga", description="Workflow-atomic scheduling for AI-agent inference."
-    )
-    parser.add_argument("--version", action="version", version=f"saga {saga.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def add(commands: Commands) -> None:
     _add_simulate(commands)
     _add_compare(commands)
-    demo = commands.add_parser("demo", help="the main job on the paper's cluster, with a report")
-    demo.add_argument("--out", type=Path, default=Path("out/demo"), metavar="DIR")
-    demo.add_argument("--tasks", type=int, default=800, metavar="M")
-    demo.add_argument("--seeds", type=int, default=2, metavar="N")
-    demo.set_defaults(call=_demo)
     _add_oracle(commands)
-    _add_lists(commands)
-    _add_trace(commands)
-    return parser
 
 
-def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_simulate(commands: Commands) -> None:
     simulate = commands.add_parser("simulate", help="one preset on a simulated cluster")
     simulate.add_argument("--preset", default="saga", metavar="NAME")
     simulate.add_argument("--seed", type=int, default=1, metavar="K")
@@ -76,16 +41,20 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     simulate.set_defaults(call=_simulate)
 
 
-def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_compare(commands: Commands) -> None:
     compare = commands.add_parser(
         "compare",
         help="presets on the same workload with paired seeds",
         description="The first preset is the reference. NAME+KEY=VALUE changes a line of a preset.",
     )
-    compare.add_argument("--presets", required=True, metavar="A,B")
-    compare.add_argument("--seeds", type=int, default=12, metavar="N")
-    _add_setting(compare)
-    compare.set_defaults(call=_compare, trace=None)
+    add_comparison(compare)
+
+
+def add_comparison(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--presets", required=True, metavar="A,B")
+    parser.add_argument("--seeds", type=int, default=12, metavar="N")
+    _add_setting(parser)
+    parser.set_defaults(call=compare, trace=None)
 
 
 def _add_setting(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +82,7 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress, no tables")
 
 
-def _add_oracle(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_oracle(commands: Commands) -> None:
     oracle = commands.add_parser(
         "oracle", help="regenerated tokens over the offline optimum's, on a frozen timeline"
     )
@@ -129,24 +98,6 @@ def _add_oracle(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     oracle.set_defaults(call=_oracle)
 
 
-def _add_lists(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    for name, call, text in (
-        ("policies", _policies, "policies with their parameters, and presets"),
-        ("workloads", _workloads, "built-in workloads"),
-        ("clusters", _clusters, "built-in clusters"),
-    ):
-        commands.add_parser(name, help=f"list {text}").set_defaults(call=call)
-
-
-def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    trace = commands.add_parser("trace", help="look at trace files")
-    actions = trace.add_subparsers(required=True, metavar="ACTION")
-    stats = actions.add_parser("stats", help="what a trace file contains")
-    stats.add_argument("file", type=Path)
-    stats.add_argument("--strict", action="store_true")
-    stats.set_defaults(call=_trace_stats)
-
-
 # ---- running
 
 
@@ -154,7 +105,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     return _play(arguments, (arguments.preset,), (arguments.seed,), "Simulation")
 
 
-def _compare(arguments: argparse.Namespace) -> int:
+def compare(arguments: argparse.Namespace) -> int:
     presets = tuple(name for name in arguments.presets.split(",") if name)
     if arguments.seeds < 1:
         raise ValueError(f"--seeds {arguments.seeds}: must be at least 1")
@@ -178,9 +129,9 @@ def _play(
         strict=arguments.strict,
         check=arguments.check,
     )
-    console = _console(quiet=arguments.quiet)
+    console = console_for(quiet=arguments.quiet)
     for path in filter(None, (arguments.json, arguments.html)):
-        _check_writable(_prepared(path))
+        check_writable(prepared(path))
     _describe(experiment, console)
     report = _report(experiment, arguments, title)
     if not arguments.quiet:
@@ -217,7 +168,7 @@ def _trace_writer(
     if arguments.trace is None:
         return nullcontext()
     return TraceWriter(
-        _prepared(arguments.trace),
+        prepared(arguments.trace),
         {
             "preset": arguments.preset,
             "seed": str(arguments.seed),
@@ -258,7 +209,7 @@ def _parameters(
 
 def _describe(experiment: Experiment, console: Console) -> None:
     """What is about to run, so that a long run can be stopped at once if it is the wrong one."""
-    _warn(experiment.source.problems, experiment.workload.removeprefix("file:"))
+    warn(experiment.source.problems, experiment.workload.removeprefix("file:"))
     point, cluster = experiment.saturation, experiment.cluster_spec
     rate = experiment.rate_per_s
     arrivals = f"{rate * 60:.3g} tasks/min" if rate else f"{experiment.agents} agents, closed loop"
@@ -270,30 +221,8 @@ def _describe(experiment: Experiment, console: Console) -> None:
     )
 
 
-def _warn(problems: Sequence[Problem], path: object) -> None:
-    """Lines of a trace that were left out."""
-    for problem in problems[:10]:
-        print(f"saga: {path}:{problem.line}: {problem.reason}; left out", file=sys.stderr)
-    if len(problems) > 10:
-        print(f"saga: and {len(problems) - 10} more lines of {path}; left out", file=sys.stderr)
-
-
 def _saturation_per_min(experiment: Experiment) -> float:
     return experiment.saturation.rate_per_s * 60 * experiment.cluster_spec.num_engines
-
-
-def _demo(arguments: argparse.Namespace) -> int:
-    out: Path = arguments.out
-    setting = _parser().parse_args(
-        ["compare", "--presets", ",".join(DEMO_PRESETS), "--workload", "swe-agent",
-         "--cluster", "paper-64xa100", "--agents", "300", "--tasks", str(arguments.tasks),
-         "--seeds", str(arguments.seeds), "--json", str(out / "report.json"),
-         "--html", str(out / "report.html"), "--figures", str(out)]
-    )  # fmt: skip
-    setting.argv = arguments.argv
-    code = _compare(setting)
-    print(f"\nReport: {out / 'report.html'}   Picture: {out / 'tct.png'}")
-    return code
 
 
 def _oracle(arguments: argparse.Namespace) -> int:
@@ -316,7 +245,7 @@ def _oracle(arguments: argparse.Namespace) -> int:
         knobs=parse_knobs(arguments.knobs),
         strict=arguments.strict,
     )
-    _warn(experiment.source.problems, experiment.workload.removeprefix("file:"))
+    warn(experiment.source.problems, experiment.workload.removeprefix("file:"))
     seeds = range(1, arguments.seeds + 1)
     timelines = [
         record_timeline(experiment.plan(seed)[0], experiment.cluster_spec)
@@ -339,72 +268,5 @@ def _oracle(arguments: argparse.Namespace) -> int:
             preset: {f"{fraction:g}": ratio for fraction, ratio in by_fraction.items()}
             for preset, by_fraction in ratios.items()
         }
-        _prepared(arguments.json).write_text(json.dumps(document, indent=2) + "\n")
+        prepared(arguments.json).write_text(json.dumps(document, indent=2) + "\n")
     return 0
-
-
-def _prepared(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _check_writable(path: Path) -> None:
-    """Before a long run, not after it."""
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise OSError(f"{path}: cannot be written")
-
-
-def _console(*, quiet: bool = False) -> Console:
-    try:
-        from rich.console import Console
-    except ImportError as error:
-        raise OSError('tables and figures need the extra: pip install "saga-serve[sim]"') from error
-    width = None if sys.stdout.isatty() else 100
-    return Console(quiet=quiet, width=width)
-
-
-# ---- listing
-
-
-def _policies(arguments: argparse.Namespace) -> int:
-    console = _console()
-    for info in sorted(known_policies().values(), key=lambda info: (info.kind, info.name)):
-        parameters = ", ".join(f"{key}={value}" for key, value in info.parameters.items())
-        console.print(f"[bold]{info.kind:10}[/] {info.name}  [dim]{parameters}[/]", highlight=False)
-        console.print(f"           {info.question}", highlight=False, markup=False, soft_wrap=True)
-    console.print("\n[bold]presets[/]")
-    for name in preset_names():
-        console.print(
-            f"  {name:24} {load_preset(name).description}", highlight=False, soft_wrap=True
-        )
-    return 0
-
-
-def _workloads(arguments: argparse.Namespace) -> int:
-    console = _console()
-    for name, description in list_workloads().items():
-        console.print(f"[bold]{name:16}[/] {description}", highlight=False)
-    console.print("[bold]file:PATH       [/] any trace that `saga trace stats PATH` can read")
-    return 0
-
-
-def _clusters(arguments: argparse.Namespace) -> int:
-    console = _console()
-    for cluster in CLUSTERS.values():
-        tokens = cluster.engine.kv_capacity_tokens
-        console.print(
-            f"[bold]{cluster.name:16}[/] {cluster.description}; {tokens:,} KV tokens per engine",
-            highlight=False,
-        )
-    return 0
-
-
-def _trace_stats(arguments: argparse.Namespace) -> int:
-    trace = read_scripts(arguments.file, strict=arguments.strict)
-    _warn(trace.problems, arguments.file)
-    print(json.dumps(trace_stats(trace), indent=2, ensure_ascii=False))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
