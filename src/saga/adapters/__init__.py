@@ -1,0 +1,1 @@
+"""The client's side: agents that use a gateway."""
