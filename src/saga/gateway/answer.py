@@ -7,6 +7,7 @@ its quotes would be escaped, so that no text of a model is ever mistaken for a f
 from __future__ import annotations
 
 import re
+from collections import deque
 from dataclasses import dataclass
 
 HEAD_BYTES = 4_096
@@ -14,6 +15,7 @@ TAIL_BYTES = 16_384
 CARRY_BYTES = 768
 """Kept from one chunk to the next, for names that are cut in two: the longest find."""
 
+_USAGE = b'"usage"'
 _EVENT = b"\ndata:"
 _NUMBER = rb'"\s*:\s*(\d{1,12})\s*[,}]'
 _PROMPT = re.compile(rb'"(?:prompt_tokens|input_tokens)' + _NUMBER)
@@ -47,12 +49,16 @@ class AnswerReader:
     ``anthropic``: its ``input_tokens`` do not contain the cached ones. O(1) memory.
     """
 
-    __slots__ = ("_anthropic", "_carry", "_edge", "_head", "_num_events", "_tail", "_tool")
+    __slots__ = (
+        "_anthropic", "_carry", "_edge", "_head", "_num_events", "_tail", "_tail_size", "_tool"
+    )  # fmt: skip
 
     def __init__(self, *, anthropic: bool = False) -> None:
         self._anthropic = anthropic
         self._head = b""
-        self._tail = b""
+        self._tail: deque[bytes] = deque()
+        """The last chunks, ``TAIL_BYTES`` of them or more."""
+        self._tail_size = 0
         self._carry = b""
         self._edge = b"\n"
         """The last bytes, in which a further event may have begun."""
@@ -62,9 +68,10 @@ class AnswerReader:
     def feed(self, chunk: bytes) -> None:
         if len(self._head) < HEAD_BYTES:
             self._head += chunk[: HEAD_BYTES - len(self._head)]
-        self._tail = (
-            (self._tail + chunk)[-TAIL_BYTES:] if len(chunk) < TAIL_BYTES else (chunk[-TAIL_BYTES:])
-        )
+        self._tail.append(chunk)
+        self._tail_size += len(chunk)
+        while self._tail_size - len(self._tail[0]) >= TAIL_BYTES:
+            self._tail_size -= len(self._tail.popleft())
         text = self._edge + chunk
         self._num_events += text.count(_EVENT)
         self._edge = text[1 - len(_EVENT) :]
@@ -82,7 +89,9 @@ class AnswerReader:
 
     def usage(self) -> Usage:
         """What the answer said, at its end."""
-        text = self._head + b"\0" + self._tail  # a number is none that is cut off there
+        tail = b"".join(self._tail)[-TAIL_BYTES:]
+        # A number is none that is cut off between the two.
+        text = _from_usage(self._head) + b"\0" + tail[max(0, tail.rfind(_USAGE)) :]
         prompt, output = _last(_PROMPT, text), _last(_OUTPUT, text)
         cached = _last(_CACHED, text)
         if self._anthropic and prompt is not None:
@@ -97,6 +106,11 @@ class AnswerReader:
             tool=self._tool,
             response_id=None if response_id is None else response_id[1].decode("utf-8", "replace"),
         )
+
+
+def _from_usage(text: bytes) -> bytes:
+    at = text.find(_USAGE)
+    return text[at:] if at >= 0 else b""
 
 
 def _last(pattern: re.Pattern[bytes], text: bytes) -> int | None:

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 
 from saga.gateway.body import Scalar
 from saga.gateway.locations import (
+    DECODED,
     Condition,
     Reader,
     Request,
@@ -63,6 +64,14 @@ class Finder:
         self._deadline_ms = _readers(family.deadline_ms)
         self._compaction = _conditions(family.compaction)
         self._when = _conditions(family.when)
+        self._headers, self._fields, self._elsewhere = _places(family)
+
+    def may_find(self, request: Request) -> bool:
+        """False if nothing is there that could tell the family's session: the usual case, cheap."""
+        if self._elsewhere or not self._headers.isdisjoint(request.headers):
+            return True
+        fields = request.fields
+        return any(getattr(fields, name) for name in self._fields)
 
     def find(self, request: Request) -> Claim | None:
         """None if the family says nothing of the request."""
@@ -106,6 +115,25 @@ class Finder:
 def _above(agent: str) -> str:
     """The parent of an agent that is written as a path."""
     return agent.rpartition("/")[0] if agent.startswith("/") else ""
+
+
+def _places(family: Family) -> tuple[frozenset[str], tuple[str, ...], bool]:
+    """Headers and body fields in which a family says what makes it count, and whether it may say so
+    elsewhere."""
+    told = family.session
+    if family.annotates:
+        told += family.workflow + family.agent_type + family.final + family.deadline_ms
+    headers, fields, elsewhere = set(), dict[str, None](), False
+    for location in told:
+        kind, _, path = location.partition(":")
+        name = path.partition(".")[0]
+        if kind == "header":
+            headers.add(name.lower())
+        elif kind == "body" and name in DECODED:
+            fields[name] = None
+        else:
+            elsewhere = True
+    return frozenset(headers), tuple(fields), elsewhere
 
 
 def _readers(locations: Sequence[str]) -> tuple[Reader, ...]:

@@ -113,7 +113,7 @@ class Identifier:
         asked = Asked(tenant, request, api, now_us, retry)
         notes: list[Claim] = []
         for finder in self._finders:
-            claim = finder.find(request)
+            claim = finder.find(request) if finder.may_find(request) else None
             if claim is None:
                 continue
             if claim.session is None:

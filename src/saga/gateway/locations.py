@@ -33,7 +33,8 @@ MAX_HEADER: Final = 16_384
 _VENDOR: Final = re.compile(r"x-[a-z0-9-]+-session-id")
 _PLAUSIBLE: Final = re.compile(r"[A-Za-z0-9_.:-]{8,}")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
-_DECODED: Final = frozenset(Fields.__struct_fields__) - {"body", "model", "stream"}
+DECODED: Final = frozenset(Fields.__struct_fields__) - {"body", "model", "stream"}
+"""Body fields that are there as ``Raw``; others are searched for."""
 
 
 class Request(NamedTuple):
@@ -106,7 +107,7 @@ def _json_header(name: str, keys: Sequence[str]) -> Reader:
 
 
 def _body(name: str, keys: Sequence[str]) -> Reader:
-    if name in _DECODED:
+    if name in DECODED:
 
         def read(request: Request) -> Scalar:
             raw: Raw = getattr(request.fields, name)

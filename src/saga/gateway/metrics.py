@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_TENANTS = 1_000
 """Further ones are counted as ``other``."""
+OTHER = "other"
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1_000, 3_000)
 OUTCOMES = ("finished", "rejected", "cancelled", "failed")
 
@@ -68,17 +69,18 @@ class Metrics:
         self._prompt = self._tokens.labels("prompt")
         self._output = self._tokens.labels("output")
         self._cached = self._tokens.labels("cached")
-        self._tenants: set[str] = set()
+        self._tenants: dict[str, tuple[Counter, dict[str, Counter]]] = {}
+        """Counters of arrived, and by outcome: looking them up by labels is slow."""
         self.registry.register(_Now(gateway))
 
     def page(self) -> bytes:
         return generate_latest(self.registry)
 
     def arrived(self, tenant: str) -> None:
-        self._arrived.labels(self._label(tenant)).inc()
+        self._of(tenant)[0].inc()
 
     def ended(self, tenant: str, outcome: str) -> None:
-        self._ended.labels(self._label(tenant), outcome).inc()
+        self._of(tenant)[1][outcome].inc()
 
     def answered(self, usage: Usage, source: str, *, resumed: bool) -> None:
         """An answer came whole. ``resumed``: its session had a step before."""
@@ -95,12 +97,14 @@ class Metrics:
             result = "full" if share >= 0.8 else "partial" if share >= 0.2 else "miss"
             self._rehit.labels(result).inc()
 
-    def _label(self, tenant: str) -> str:
-        if tenant not in self._tenants:
-            if len(self._tenants) >= MAX_TENANTS:
-                return "other"
-            self._tenants.add(tenant)
-        return tenant
+    def _of(self, tenant: str) -> tuple[Counter, dict[str, Counter]]:
+        known = self._tenants.get(tenant)
+        if known is None:
+            if len(self._tenants) >= MAX_TENANTS and tenant != OTHER:
+                return self._of(OTHER)
+            ended = {outcome: self._ended.labels(tenant, outcome) for outcome in OUTCOMES}
+            known = self._tenants[tenant] = self._arrived.labels(tenant), ended
+        return known
 
 
 class _Now:

@@ -148,6 +148,12 @@ class Relay:
                 await self._go_back(str(error))
 
     async def _wait_for_place(self) -> None:
+        if self._live.engine is None:
+            await self._hold()
+        self._decision = self._live.placed.result().reason
+        self._gateway.metrics.held.observe((self._host.now - self._arrived) / 1e6)
+
+    async def _hold(self) -> None:
         live, settings = self._live, self._gateway.settings.queue
         bound = settings.max_wait_streaming_s if self._streams else settings.max_wait_s
         try:
@@ -157,8 +163,6 @@ class Relay:
         except TimeoutError:
             text = f"no engine had room within {bound:g} s"
             raise GatewayError(429, text, retry_after_s=self._gateway.retry_after_s()) from None
-        self._decision = live.placed.result().reason
-        self._gateway.metrics.held.observe((self._host.now - self._arrived) / 1e6)
 
     async def _attempt(self) -> Usage:
         """One engine's try. Raises _Moved, _Again, UpstreamError, _Passed or GatewayError."""
@@ -299,9 +303,9 @@ class Relay:
     def _first_bytes(self, engine: str | None) -> None:
         host, live = self._host, self._live
         host.start(live, 0)
-        host.first_token(live)
         live.streaming = True
         if engine is not None and self._streams:
+            host.first_token(live)
             now = host.now
             if self._begins is not None:
                 self._gateway.prefills(engine).first_token(self._uncached, self._begins, now)

@@ -83,6 +83,7 @@ def config(app: App, host: str, port: int, drain_s: float) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         date_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(drain_s),

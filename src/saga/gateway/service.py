@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_KV_TOKENS = 200_000
 """For engines that do not tell theirs."""
 REAP_S = 1.0
+USUAL_TENANT = TenantSettings()
+"""One of which the settings say nothing."""
 CREDENTIALS = frozenset({"authorization", "x-api-key"})
 
 
@@ -149,7 +151,7 @@ class Gateway:
     # ---- small facts
 
     def tenant(self, name: str) -> TenantSettings:
-        return self.settings.tenants.get(name) or TenantSettings()
+        return self.settings.tenants.get(name) or USUAL_TENANT
 
     def next_request_id(self) -> str:
         return f"r{next(self._numbers)}"
