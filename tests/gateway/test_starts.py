@@ -103,3 +103,18 @@ def test_those_sent_after_it_still_count() -> None:
     queue.send(100, now=0)
     queue.first_token(100, 0, now=4_000)  # 6,000 us early
     assert queue.send(1, now=4_000) == 14_000
+
+
+def test_whole_answers_can_only_say_that_an_engine_is_faster() -> None:
+    """Without a single stream a small model's engine would be thought busy for ever."""
+    queue, now = PrefillQueue(us_per_token=20.0), 0
+    for _ in range(100):
+        began = queue.send(10_000, now)
+        assert began is not None
+        now = max(now, began) + 30_000  # with its decoding: 3 us per token
+        queue.answered(10_000, began, now)
+    assert queue.us_per_token < 3.1
+    assert queue.busy_until <= now
+    before = queue.us_per_token
+    queue.answered(10_000, now, now + 10**9)
+    assert queue.us_per_token == before, "a long answer says nothing"

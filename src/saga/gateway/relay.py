@@ -304,11 +304,14 @@ class Relay:
         host, live = self._host, self._live
         host.start(live, 0)
         live.streaming = True
-        if engine is not None and self._streams:
+        if engine is None:
+            return
+        now, prefills = host.now, self._gateway.prefills(engine)
+        if self._begins is not None:
+            tell = prefills.first_token if self._streams else prefills.answered
+            tell(self._uncached, self._begins, now)
+        if self._streams:
             host.first_token(live)
-            now = host.now
-            if self._begins is not None:
-                self._gateway.prefills(engine).first_token(self._uncached, self._begins, now)
             self._gateway.metrics.ttft.observe((now - self._arrived) / 1e6)
 
     def _finish(self, usage: Usage) -> None:

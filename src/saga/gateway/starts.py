@@ -41,3 +41,8 @@ class PrefillQueue:
         if uncached_tokens >= FEWEST_TOKENS:
             measured = max(0.1, (now - began) / uncached_tokens)
             self.us_per_token += LEARN * (measured - self.us_per_token)
+
+    def answered(self, uncached_tokens: int, began: int, now: int) -> None:
+        """A whole answer came at once: its prefill took no longer, and perhaps much less."""
+        if now < began + int(uncached_tokens * self.us_per_token):
+            self.first_token(uncached_tokens, began, now)
