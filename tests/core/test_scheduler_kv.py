@@ -326,3 +326,15 @@ def test_who_stays_away_for_long_makes_room_for_others() -> None:
     assert state_of(cluster, back) is RequestState.RUNNING, "its workflow was admitted"
     assert engine.num_sessions == 3
     assert session(cluster, "b").committed_tokens == 2_000
+
+
+def test_a_session_whose_only_request_failed_makes_room_too() -> None:
+    """Otherwise every refused request would take memory from others until its session is closed."""
+    cluster = FakeCluster("saga", engines=1, kv_capacity_tokens=31_000)
+    for name in ("a", "b", "c"):
+        request = cluster.ask(name, 2_000)
+        cluster.tell(ev.RequestFailed(at=cluster.now, request=request, reason="bad body"))
+    waiting = cluster.ask("d", 2_000)
+    assert state_of(cluster, waiting) is RequestState.QUEUED
+    cluster.advance(6_000_000)
+    assert state_of(cluster, waiting) is RequestState.RUNNING

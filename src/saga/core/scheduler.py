@@ -403,6 +403,8 @@ class Scheduler:
         if not left:
             session.move(SessionState.ACTING)
             session.acting_since = self.state.now
+            if state is not RequestState.FINISHED:
+                self.kv.begin_absence(session)
             if session.retained and session.home is not None:
                 self.kv.retain(session, session.home, self.state.now, 1.0, "its request went away")
                 session.retained = False

@@ -82,10 +82,7 @@ class SessionKV:
             self._policies.offload,
             self._policies.prefetch,
         )
-        admission = self._policies.admission
-        if admission is not None:
-            absent = self._state.now + admission.absence_us(session, self._view)
-            heapq.heappush(self.lapses, (absent, session.id, session.num_steps))
+        self.begin_absence(session)
         hold = retention.hold(session, self._view) if retention is not None else None
         if hold is not None:
             self.retain(session, session.home, hold.until, hold.score, hold.reason)
@@ -95,6 +92,13 @@ class SessionKV:
             at = prefetch.at(session, self._view)
             if at is not None:
                 heapq.heappush(self.prefetches, (at, session.id, session.num_steps))
+
+    def begin_absence(self, session: Session) -> None:
+        """It has no request: for how long does it count in the working set?"""
+        admission = self._policies.admission
+        if admission is not None:
+            absent = self._state.now + admission.absence_us(session, self._view)
+            heapq.heappush(self.lapses, (absent, session.id, session.num_steps))
 
     def retain(
         self, session: Session, engine: Engine, until: int, score: float, reason: str
