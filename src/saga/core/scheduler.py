@@ -430,12 +430,11 @@ class Scheduler:
             return
         engine, request.reason = self.state.engines[route.engine.id], route.reason
         request.move_kv = route.move_kv
-        if request.prompt_tokens >= engine.kv_capacity_tokens:
-            engine = self._roomiest()
-            request.reason = f"{route.reason}, but too long for {route.engine.id}"
-        if engine.id in request.avoid and (other := self._untried(request)) is not None:
-            request.reason = f"{engine.id} failed to serve it"
-            engine = other
+        too_long = request.prompt_tokens >= engine.kv_capacity_tokens
+        if too_long or engine.id in request.avoid:
+            why = "it is too long for" if too_long else "not served by"
+            request.reason = f"{route.reason}, but {why} {engine.id}"
+            engine = self._another(request)
         self._enqueue(request, engine, self.policies.ordering.key(request, self.view))
 
     def _place_pinned(self, request: Request, name: str) -> None:
@@ -446,20 +445,16 @@ class Scheduler:
         request.reason = "only this engine holds the state it refers to"
         self._enqueue(request, engine, self.policies.ordering.key(request, self.view))
 
-    def _untried(self, request: Request) -> Engine | None:
-        """Of the engines that it fits and that have not failed to serve it, the one with the least
-        in it. One that fails at once looks idle, and would draw everything to itself."""
-        others = [
+    def _another(self, request: Request) -> Engine:
+        """Of the engines that it fits, if possible one that has not failed to serve it, the one with
+        the least in it. One that fails at once looks idle, and would draw everything to itself."""
+        fits = [
             engine
             for engine in self.state.open_engines
-            if engine.id not in request.avoid and request.prompt_tokens < engine.kv_capacity_tokens
+            if request.prompt_tokens < engine.kv_capacity_tokens
         ]
-        return min(others, key=lambda engine: engine.committed_tokens, default=None)
-
-    def _roomiest(self) -> Engine:
-        """Of the engines with the largest KV capacity, the one with the least in it."""
-        largest = [e for e in self.state.open_engines if e.kv_capacity_tokens == self._max_capacity]
-        return min(largest, key=lambda engine: engine.committed_tokens)
+        untried = [engine for engine in fits if engine.id not in request.avoid]
+        return min(untried or fits, key=lambda engine: engine.committed_tokens)
 
     def _is_too_long(self, request: Request) -> bool:
         """Refuses it if it fits no engine."""
