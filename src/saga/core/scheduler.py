@@ -446,8 +446,10 @@ class Scheduler:
         self._enqueue(request, engine, self.policies.ordering.key(request, self.view))
 
     def _another(self, request: Request) -> Engine:
-        """Of the engines that it fits, if possible of those that have not failed to serve it, the one
-        with the least in it. One that fails at once looks idle, and would draw everything."""
+        """The emptiest engine that it fits, if possible one that has not failed to serve it.
+
+        One that fails at once looks idle, and would draw everything to itself.
+        """
         fits = [
             engine
             for engine in self.state.open_engines
