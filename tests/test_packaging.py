@@ -11,8 +11,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 ALREADY_IN_VLLM = {
-    *("aiohttp", "httptools", "msgspec", "numpy", "prometheus-client", "pydantic"),
-    *("pyyaml", "tqdm", "uvicorn", "uvloop", "yarl"),
+    *("httptools", "msgspec", "numpy", "prometheus-client", "pydantic"),
+    *("pyyaml", "tqdm", "uvicorn", "uvloop"),
 }
 
 

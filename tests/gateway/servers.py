@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ async def serve(handler: Handler, *, port: int = 0) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def talk(conversation: Talk) -> AsyncIterator[str]:
+async def talk(conversation: Talk, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """A server that says what it likes on each connection and then closes it; its URL."""
     tasks: set[asyncio.Task[None]] = set()
 
@@ -54,9 +55,10 @@ async def talk(conversation: Talk) -> AsyncIterator[str]:
             tasks.discard(task)
             writer.close()
 
-    server = await asyncio.start_server(converse, "127.0.0.1", 0)
+    server = await asyncio.start_server(converse, "127.0.0.1", 0, ssl=tls)
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        scheme = "http" if tls is None else "https"
+        yield f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
         left = list(tasks)

@@ -4,42 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 
-import aiohttp
-from yarl import URL
+from saga.gateway.connection import Connection, ConnectionBrokenError, Origin, Pool
+from saga.gateway.heads import address, end_to_end, request_head, response_headers
+
+__all__ = ["ErrorKind", "Response", "Timeouts", "Upstream", "UpstreamError", "end_to_end"]
 
 ErrorKind = Literal["connect", "first_byte", "chunk", "total", "broken"]
 
-HOP_BY_HOP: Final = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-"""They concern one connection only (RFC 9110, 7.6.1)."""
-_HOP_BY_HOP_BYTES: Final = frozenset(name.encode() for name in HOP_BY_HOP)
-
-_OWN: Final = HOP_BY_HOP | {"accept-encoding", "content-length", "expect", "host"}
-"""Request headers that are ours to write: they follow from this connection and this body."""
-
-_TARGET: Final = re.compile(r"/[\x21-\x7e]*")
-_SLICE: Final = 256 * 1024
-"""Longer bodies are written in slices of so many bytes, so that others get their turn between."""
 _KEEPALIVE_S: Final = 4.0
 """Below the 5 s after which uvicorn (vLLM, SGLang) closes an idle connection: the side that reuses
 it must be the first to give it up, or requests are lost on connections that are just closing."""
+_CROSSING_S: Final = 1.0
+"""A reused connection that ends without a byte so soon after a request was most likely given up
+before the engine saw it. Later, the engine may have worked on it: whether to ask again is then not
+for this layer to say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,20 +50,20 @@ class UpstreamError(Exception):
         self.sent = sent
 
 
+class _Request(NamedTuple):
+    head: bytes
+    body: bytes | None
+    is_head: bool
+    timeouts: Timeouts
+    sent_at: float
+
+
 class Upstream:
     """The process's one pool of connections to all engines. To be made inside the event loop."""
 
     def __init__(self) -> None:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0, limit_per_host=0, keepalive_timeout=_KEEPALIVE_S
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-            auto_decompress=False,
-            raise_for_status=False,
-            trust_env=False,
-        )
+        self._loop = asyncio.get_running_loop()
+        self._pool = Pool(_KEEPALIVE_S)
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,7 +77,8 @@ class Upstream:
         await self.close()
 
     async def close(self) -> None:
-        await self._session.close()
+        self._pool.close()
+        await asyncio.sleep(0)  # transports close their sockets in the next turn of the loop
 
     async def send(
         self,
@@ -110,35 +94,48 @@ class Upstream:
 
         Header names are lower case. Hop-by-hop headers stay behind, and answers are asked for
         uncompressed, so that they can be read on the way. Redirects are answers like others.
-        Raises UpstreamError, and ValueError for a target that is none. Cancelling closes the
+        A request that meets a reused connection just when the engine gives it up is sent again.
+        Raises UpstreamError, and ValueError for a method, target or header that is none: its text
+        would reach the engine as another header or another request. Cancelling closes the
         connection.
         """
-        if _TARGET.fullmatch(path_and_query) is None:
-            raise ValueError("a request target starts with / and has no spaces or control codes")
-        sent_at = asyncio.get_running_loop().time()
-        first_byte_at = _after(sent_at, timeouts.first_byte_s)
-        total_at = _after(sent_at, timeouts.total_s)
-        late: ErrorKind = "total" if total_at < first_byte_at else "first_byte"
+        engine = address(engine_url)
+        head = request_head(engine, method, path_and_query, headers, body)
+        request = _Request(head, body, method == "HEAD", timeouts, self._loop.time())
+        reused = self._pool.take(engine.origin)
+        if reused is not None:
+            try:
+                return await self._ask(reused, request)
+            except ConnectionBrokenError as error:
+                late = self._loop.time() - request.sent_at > _CROSSING_S
+                if reused.received or late:
+                    raise _broken(error) from error
+        connection = await self._connect(engine.origin, timeouts, sent=reused is not None)
         try:
-            async with asyncio.timeout_at(_finite(min(first_byte_at, total_at))):
-                response = await self._session.request(
-                    method,
-                    URL(engine_url + path_and_query, encoded=True),
-                    headers=_request_headers(headers, body),
-                    data=_slices(body) if body and len(body) > _SLICE else body,
-                    timeout=aiohttp.ClientTimeout(connect=timeouts.connect_s),
-                    allow_redirects=False,
-                )
-        except aiohttp.ServerTimeoutError:
-            message = f"no connection within {timeouts.connect_s:g} s"
-            raise UpstreamError("connect", message, sent=False) from None
-        except TimeoutError:
-            raise _timeout(late, timeouts) from None
-        except aiohttp.ClientConnectorError as error:
-            raise UpstreamError("connect", str(error.os_error), sent=False) from error
-        except (aiohttp.ClientError, OSError) as error:
+            return await self._ask(connection, request)
+        except ConnectionBrokenError as error:
             raise _broken(error) from error
-        return Response(response, timeouts, first_byte_at, total_at)
+
+    async def _ask(self, connection: Connection, request: _Request) -> Response:
+        connection.ask(request.head, request.body, no_body=request.is_head)
+        response = Response(connection, self._pool, request.timeouts, request.sent_at)
+        try:
+            await response.begun()
+        except BaseException:  # also when cancelled
+            response.abort()
+            raise
+        return response
+
+    async def _connect(self, origin: Origin, timeouts: Timeouts, *, sent: bool) -> Connection:
+        bounds = (timeouts.connect_s, timeouts.first_byte_s, timeouts.total_s)
+        seconds = min((bound for bound in bounds if bound is not None), default=None)
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                return await self._pool.connect(origin)
+        except OSError as error:
+            message = f"no connection within {seconds:g} s" if limit.expired() else str(error)
+            raise UpstreamError("connect", message, sent=sent) from error
 
     async def fetch(
         self,
@@ -169,10 +166,11 @@ class Response:
     """
 
     __slots__ = (
+        "_connection",
         "_due",
         "_first_byte_at",
         "_loop",
-        "_response",
+        "_pool",
         "_timeouts",
         "_timer",
         "_total_at",
@@ -181,45 +179,48 @@ class Response:
     )
 
     def __init__(
-        self,
-        response: aiohttp.ClientResponse,
-        timeouts: Timeouts,
-        first_byte_at: float,
-        total_at: float,
+        self, connection: Connection, pool: Pool, timeouts: Timeouts, sent_at: float
     ) -> None:
-        self.status = response.status
-        self.headers: list[tuple[bytes, bytes]] = _response_headers(response)
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
         """End-to-end headers in their order; names in lower case."""
-        self._response = response
+        self._connection: Connection | None = connection
+        """None once it may serve others: an ``abort`` from then on must not reach it."""
+        self._pool = pool
         self._timeouts = timeouts
         self._loop = asyncio.get_running_loop()
-        self._first_byte_at: float | None = first_byte_at
-        self._total_at = total_at
-        self._due: float | None = None
-        """When the chunk that is being waited for is late; None while nobody waits."""
+        self._first_byte_at: float | None = _after(sent_at, timeouts.first_byte_s)
+        self._total_at = _after(sent_at, timeouts.total_s)
+        self._due: float | None = self._first_byte_at
+        """When what is being waited for is late; None while nobody waits."""
         self._timer: asyncio.TimerHandle | None = None
         self._watch()
+
+    async def begun(self) -> None:
+        """Returns when status and headers are there; to be called once, before anything else."""
+        connection = self._connection
+        assert connection is not None
+        await connection.head()
+        self._due = None
+        self.status, self.headers = connection.status, response_headers(connection.headers)
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The body as it arrives, untouched. Raises UpstreamError.
 
         Leaving it before its end aborts; to be sure when, close it (``contextlib.aclosing``).
         """
-        content, chunk_s = self._response.content, self._timeouts.chunk_s
+        chunk_s = self._timeouts.chunk_s
         try:
-            while not content.at_eof():
+            while (connection := self._connection) is not None and not connection.at_end:
                 self._due = self._first_byte_at or _after(self._loop.time(), chunk_s)
-                chunk = await content.readany()
+                chunk = await connection.read()
                 self._due = self._first_byte_at = None
                 if chunk:
                     yield chunk
-        except (aiohttp.ClientError, OSError) as error:
+        except ConnectionBrokenError as error:
             raise _broken(error) from error
         finally:
-            if content.at_eof():
-                self._stop_watching()
-            else:
-                self.abort()
+            self._end()
 
     async def read(self, limit: int) -> bytes:
         """The whole body; one of more than ``limit`` bytes is aborted and an UpstreamError."""
@@ -236,10 +237,17 @@ class Response:
     def abort(self) -> None:
         """Drops the connection at once, which is how an engine learns that nobody waits."""
         self._stop_watching()
-        connection = self._response.connection
-        if connection is not None and connection.transport is not None:
-            connection.transport.abort()
-        self._response.close()
+        if self._connection is not None:
+            self._connection.abort()
+
+    def _end(self) -> None:
+        """Lets others have the connection once the answer was read; else drops it."""
+        if self._connection is None or not self._connection.at_end:
+            self.abort()
+            return
+        self._stop_watching()
+        self._pool.give_back(self._connection)
+        self._connection = None
 
     # ---- timeouts: one timer per answer, not one per chunk
 
@@ -262,54 +270,14 @@ class Response:
                 self._timer = self._loop.call_at(soonest, self._watch)
 
     def _expire(self, kind: ErrorKind) -> None:
-        content = self._response.content
-        if not content.is_eof():
-            content.set_exception(_timeout(kind, self._timeouts))
-            self.abort()
+        self._stop_watching()
+        if self._connection is not None:
+            self._connection.abort(_timeout(kind, self._timeouts))
 
     def _stop_watching(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def end_to_end(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Headers without those that concern one connection only; names are lower case.
-
-    A proxy applies it to what a client sent *before* it adds headers of its own: a client may name
-    any header in its ``connection`` header, and the added ones are not the client's to drop.
-    """
-    headers = list(headers)
-    dropped = HOP_BY_HOP
-    for name, value in headers:
-        if name == "connection":
-            dropped = dropped.union(token.strip().lower() for token in value.split(","))
-    return [header for header in headers if header[0] not in dropped]
-
-
-def _request_headers(
-    headers: Iterable[tuple[str, str]], body: bytes | None
-) -> list[tuple[str, str]]:
-    kept = [header for header in end_to_end(headers) if header[0] not in _OWN]
-    kept.append(("accept-encoding", "identity"))
-    if body:
-        kept.append(("content-length", str(len(body))))
-    return kept
-
-
-def _response_headers(response: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
-    headers = [(name.lower(), value) for name, value in response.raw_headers]
-    dropped = _HOP_BY_HOP_BYTES
-    for name, value in headers:
-        if name == b"connection":
-            dropped = dropped.union(token.strip().lower() for token in value.split(b","))
-    return [header for header in headers if header[0] not in dropped]
-
-
-async def _slices(body: bytes) -> AsyncIterator[memoryview]:
-    view = memoryview(body)
-    for start in range(0, len(body), _SLICE):
-        yield view[start : start + _SLICE]
 
 
 def _after(now: float, seconds: float | None) -> float:
@@ -332,5 +300,5 @@ def _timeout(kind: ErrorKind, timeouts: Timeouts) -> UpstreamError:
     return UpstreamError(kind, message)
 
 
-def _broken(error: Exception) -> UpstreamError:
-    return UpstreamError("broken", f"the connection broke ({type(error).__name__})")
+def _broken(error: ConnectionBrokenError) -> UpstreamError:
+    return UpstreamError("broken", f"the connection broke: {error}")
