@@ -432,9 +432,11 @@ class Scheduler:
         request.move_kv = route.move_kv
         too_long = request.prompt_tokens >= engine.kv_capacity_tokens
         if too_long or engine.id in request.avoid:
-            why = "it is too long for" if too_long else "not served by"
-            request.reason = f"{route.reason}, but {why} {engine.id}"
-            engine = self._another(request)
+            other = self._another(request)
+            if other is not engine:
+                why = "it is too long for" if too_long else "not served by"
+                request.reason = f"{route.reason}, but {why} {engine.id}"
+                engine = other
         self._enqueue(request, engine, self.policies.ordering.key(request, self.view))
 
     def _place_pinned(self, request: Request, name: str) -> None:
