@@ -34,7 +34,6 @@ def serving(begin: Callable[[], Any], end: Callable[[], Any]) -> Iterator[int]:
     async def run() -> None:
         app = await begin()
         server = uvicorn.Server(config(app, "127.0.0.1", 0, 5))
-        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
         servers.append(server)
         try:
             await server.serve()

@@ -7,7 +7,6 @@ asked through a gateway. Only what the gateway adds may differ.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -91,19 +90,13 @@ def headers_of(headers: dict[str, str]) -> dict[str, str]:
     }
 
 
-def undated(body: bytes) -> bytes:
-    """A second may pass between two calls."""
-    return re.sub(rb'("(?:created|created_at)": ?)\d+', rb"\g<1>0", body)
-
-
 @pytest.mark.parametrize("name", CALLS)
 def test_an_answer_is_the_engines_own_byte_for_byte(pair: Pair, name: str) -> None:
     path, body = CALLS[name]
     asked = {"x-request-id": "the-same-for-both", "x-session-id": f"session {name}"}
     direct = asyncio.run(fetch(pair.direct + path, body, headers=asked))
     through = asyncio.run(fetch(pair.through + path, body, headers=asked))
-    assert through[0] == direct[0]
-    assert undated(through[1]) == undated(direct[1])
+    assert through[:2] == direct[:2]
     assert headers_of(through[2]) == headers_of(direct[2])
 
 
