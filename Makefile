@@ -6,6 +6,9 @@ STAMP := $(VENV)/.stamp
 LOCK := requirements/dev.txt
 E2E := .venv-e2e
 E2E_LOCK := requirements/e2e.txt
+CLIENTS := .venv-clients
+CLIENTS_LOCK := requirements/clients.txt
+FRAMEWORKS := langgraph langchain langchain-openai langchain-anthropic openai-agents
 
 # A command of that name may exist and still not run (a version manager's shim), so each one is tried.
 # An environment that is there already keeps its interpreter.
@@ -18,7 +21,7 @@ REMAKE := remake # an interpreter was named: see that the environment is of its 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check e2e bench venv lock clean remake
+.PHONY: help demo test check e2e clients bench venv lock clientslock clean remake
 
 help: ## Say what each target does
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' Makefile | expand -t 8
@@ -41,8 +44,11 @@ check: $(STAMP) ## Formatting, lint, types, import rules, then the tests
 	@echo "== tests"
 	@$(MAKE) --no-print-directory test
 
-e2e: $(E2E)/.stamp ## Run the gateway with real vLLM servers, on the CPU
+e2e: $(E2E)/.stamp clients ## Run the gateway with real vLLM servers, on the CPU, and agent frameworks
 	$(E2E)/bin/python -m pytest tests/e2e
+
+clients: $(CLIENTS)/.stamp ## Run only the agent frameworks through the gateway
+	$(CLIENTS)/bin/python -m pytest tests/clients
 
 bench: $(STAMP) ## Run the benchmarks
 	$(BIN)/python -m benchmarks
@@ -65,6 +71,14 @@ $(E2E)/.stamp: pyproject.toml $(E2E_LOCK)
 	@$(E2E)/bin/python -m pip install -qq --no-deps --requirement $(E2E_LOCK) --editable .
 	@touch $@
 
+# Away from $(VENV): `make test` needs none of them.
+$(CLIENTS)/.stamp: CLIENTS_PYTHON ?= python3.11
+$(CLIENTS)/.stamp: pyproject.toml $(CLIENTS_LOCK)
+	@echo "installing agent frameworks and SAGA into $(CLIENTS)"
+	@$(CLIENTS_PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip install -qq --requirement $(CLIENTS_LOCK) --editable .
+	@touch $@
+
 # Locked with the oldest supported Python: newer ones run what it runs, not the other way round.
 lock: LOCK_PYTHON ?= python3.11
 lock: ## Renew requirements/dev.txt with the newest releases that Python 3.11 can run
@@ -76,6 +90,16 @@ lock: ## Renew requirements/dev.txt with the newest releases that Python 3.11 ca
 	  $$scratch/bin/python -m pip freeze --exclude saga-serve; } > $$scratch/lock && \
 	cp $$scratch/lock $(LOCK)
 
+clientslock: LOCK_PYTHON ?= python3.11
+clientslock: ## Renew requirements/clients.txt
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
+	$(LOCK_PYTHON) -m venv $$scratch && \
+	$$scratch/bin/python -m pip install -qq $(FRAMEWORKS) pytest hypothesis aiohttp '.[demo]' && \
+	{ echo "# What \`make clients\` installs: agent frameworks, and what the tests of them need."; \
+	  echo "# Made with Python 3.11; regenerate: make clientslock"; \
+	  $$scratch/bin/python -m pip freeze --exclude saga-serve; } > $$scratch/lock && \
+	cp $$scratch/lock $(CLIENTS_LOCK)
+
 clean: ## Remove all that these targets made
-	rm -rf $(VENV) $(E2E) out dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(E2E) $(CLIENTS) out dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
