@@ -114,6 +114,16 @@ def start_vllm(model: Path, log: Path, *more: str) -> Vllm:
     return Vllm(_start(command, log, ENVIRONMENT), log, command, f"http://127.0.0.1:{port}")
 
 
+def kv_events() -> tuple[str, str]:
+    """Options of a server that publishes its KV events; it binds only where there is a star."""
+    events = {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": f"tcp://*:{_free_port()}",
+    }
+    return "--kv-events-config", json.dumps(events)
+
+
 def wait_for(servers: Sequence[Vllm]) -> None:
     for server in servers:
         wait_until(partial(server.answers, "/health"), START_S)
@@ -122,8 +132,7 @@ def wait_for(servers: Sequence[Vllm]) -> None:
 @contextmanager
 def two_vllms(model: Path, folder: Path) -> Iterator[list[Vllm]]:
     """Two servers that are up; the second one publishes its KV events."""
-    events = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": f"ipc://{folder}/kv"}
-    options: tuple[tuple[str, ...], ...] = ((), ("--kv-events-config", json.dumps(events)))
+    options: tuple[tuple[str, ...], ...] = ((), kv_events())
     servers: list[Vllm] = []
     try:
         for number, more in enumerate(options):
