@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.gateway.live import wait_until
+from tests.serving import wait_until
 
 from saga.adapters.agents import Played, PlayedStep
 from saga.cli import main

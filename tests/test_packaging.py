@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 ALREADY_IN_VLLM = {
     *("httptools", "msgspec", "numpy", "prometheus-client", "pydantic"),
-    *("pyyaml", "tqdm", "uvicorn", "uvloop"),
+    *("pyyaml", "pyzmq", "tqdm", "uvloop"),
 }
 
 

@@ -27,6 +27,8 @@ DECISION_HEADER: Final = "x-saga-decision"
 # ---- to engines
 
 ENGINE_SESSION_HEADER: Final = "x-session-id"
+SESSION_FIELD: Final = "session_id"
+"""The same in a body, which SGLang reads."""
 HINTS_FIELD: Final = "vllm_xargs"
 HINT_SESSION: Final = "saga_session"
 HINT_TTL: Final = "saga_ttl_s"
@@ -40,6 +42,19 @@ HINTS: Final = (HINT_SESSION, HINT_TTL, HINT_SCORE, HINT_RETURN, HINT_FINAL)
 EMULATE: Final = "saga_emulate"
 """Body field, or JSON text in ``vllm_xargs``, that tells an emulated engine what to answer:
 ``{"output_tokens": n, "tool": name or null}``."""
+
+# ---- from SAGA's own engines, over ZeroMQ: [time, [[kind, session, resident tokens], ...]]
+
+EVENTS_TOPIC: Final = b"saga"
+EVENTS_ENDPOINT: Final = "events_endpoint"
+"""Field of the control route's ``stats``: where they are published."""
+KV_STORED: Final = "stored"
+"""A request of the session ended."""
+KV_EVICTED: Final = "evicted"
+KV_RETAINED: Final = "retained"
+KV_RELEASED: Final = "released"
+
+# ---- paths
 
 CONTROL: Final = "/v1/saga"
 """Below it: an engine's control routes, and the gateway's own."""

@@ -202,4 +202,4 @@ def test_an_empty_queue_holds_nothing() -> None:
         queue.push(request, 0.0)
     for request in requests:
         queue.remove(request)
-    assert not any(vars(queue)[name] for name in ("_lanes", "_turns", "_members"))
+    assert not any(vars(queue)[name] for name in ("_lanes", "_turns", "members"))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import heapq
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tests.serving import always, serving
 from tests.sim.factory import plain_time
 
 from saga.engine.emulated import EmulatedEngine
 from saga.engine.generation import Generation, Hints
 from saga.engine.options import EngineOptions
-from saga.engine.server import EngineApp, server
+from saga.engine.publisher import Publisher
+from saga.engine.server import EngineApp
 from saga.engine.tokens import Answer, Prompt, Wish, plan_answer, raw_prompt
 from saga.sim.hardware import get_cluster
 from saga.sim.latency import StepTime
@@ -76,7 +76,13 @@ class Bench:
     """An engine driven by hand. Steps last 1,000 us and 10 us for each new token, unless a
     ``step_time`` is given."""
 
-    def __init__(self, *, step_time: StepTime | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        step_time: StepTime | None = None,
+        publisher: Publisher | None = None,
+        **options: Any,
+    ) -> None:
         self.time = FakeTime()
         plain = plain_time(get_cluster("16xh100-8b"), step_us=1_000, token_us=10)
         self.engine = EmulatedEngine(
@@ -84,6 +90,7 @@ class Bench:
             clock=self.time,
             call_later=self.time.call_later,
             step_time=step_time or plain,
+            publisher=publisher,
         )
         self._numbers = 0
 
@@ -137,16 +144,5 @@ def running(**options: Any) -> Iterator[Running]:
     """A server on a free port of the loopback device, in a thread of its own."""
     chosen = EngineOptions(port=0, **options)
     app = EngineApp(chosen, unix_time=lambda: 1_700_000_000.0)
-    uvicorn_server = server(chosen, app)
-    thread = threading.Thread(target=uvicorn_server.run, daemon=True)
-    thread.start()
-    while not uvicorn_server.started:
-        assert thread.is_alive(), "the server did not start"
-        time.sleep(0.005)
-    port = uvicorn_server.servers[0].sockets[0].getsockname()[1]
-    try:
+    with serving(lambda: always(app)) as port:
         yield Running(f"http://127.0.0.1:{port}", app)
-    finally:
-        uvicorn_server.should_exit = True
-        thread.join(timeout=10)
-        assert not thread.is_alive(), "the server did not stop"

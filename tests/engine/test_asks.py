@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.engine.factory import Bench, blocks
 
-from saga.engine.asgi import ApiError
 from saga.engine.asks import Ask, plain_id, read_hints
 from saga.engine.chat import parse_chat, parse_completion
 from saga.engine.control import OPERATIONS
+from saga.engine.exchange import ApiError
 from saga.engine.extras import embeddings, tokenize
 from saga.engine.generation import Hints
 from saga.engine.messages import parse_messages

@@ -13,8 +13,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.engine.factory import Running, running
 
-from saga.engine.asgi import MAX_BODY_BYTES, ApiError, Request
-
 Answer = tuple[int, Any]
 CHAT = "/v1/chat/completions"
 
@@ -350,20 +348,3 @@ def test_anthropics_form_of_errors(
 ) -> None:
     found, answer = call(engine, path, body)
     assert (found, answer["type"], answer["error"]["type"]) == (status, "error", kind)
-
-
-def test_a_body_without_an_end_is_not_collected() -> None:
-    sent = 0
-
-    async def receive() -> dict[str, Any]:
-        nonlocal sent
-        sent += 1 << 20
-        return {"type": "http.request", "body": bytes(1 << 20), "more_body": True}
-
-    async def send(message: Any) -> None: ...
-
-    request = Request({"method": "POST", "path": "/", "headers": []}, receive, send)
-    with pytest.raises(ApiError) as refused:
-        asyncio.run(request.json())
-    assert refused.value.status == 413
-    assert sent <= MAX_BODY_BYTES + (1 << 20)

@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from tests.gateway import live
-from tests.gateway.live import Live, wait_until
+from tests.gateway.live import Live
+from tests.serving import always, serving, wait_until
 
 from saga.engine.options import EngineOptions
 from saga.engine.server import EngineApp
+from saga.http.exchange import Reply, Request
 
 T = TypeVar("T")
 
@@ -128,28 +130,29 @@ class Moody:
         """Requests to its models."""
         self._answers = iter(answers)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, request: Request, reply: Reply) -> None:
         told = None
-        if scope["type"] == "http" and scope["path"] == CHAT:
+        if request.path == CHAT:
             self.asked += 1
             told = next(self._answers, None)
         if told is None:
-            await self.engine(scope, receive, send)
+            await self.engine(request, reply)
             return
+        await request.body(1 << 26, 10.0)
         status, body = told
-        while (await receive())["type"] != "http.disconnect" and status == SILENCE:
-            pass
-        if status != SILENCE:
-            await _say(send, status, body)
+        if status == SILENCE:
+            await asyncio.Event().wait()
+        _say(reply, status, body)
 
 
-async def _say(send: Any, status: int, body: bytes) -> None:
+def _say(reply: Reply, status: int, body: bytes) -> None:
     """``body`` as the whole answer, or as its half if it ends in an ellipsis."""
     half = body.endswith(b"...")
     length = str(len(body) + (100 if half else 0)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", length)]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": half})
+    reply.start(status, [(b"content-type", b"application/json"), (b"content-length", length)])
+    reply.write(body)
+    if not half:
+        reply.end()
 
 
 @contextmanager
@@ -161,17 +164,9 @@ def moody(*answers: tuple[int, bytes], ever: tuple[int, bytes] | None = None) ->
         while ever is not None:
             yield ever
 
-    made: list[Moody] = []
-
-    async def begin() -> Moody:
-        made.append(Moody(told()))
-        return made[0]
-
-    async def end() -> None:
-        pass
-
-    with live.serving(begin, end) as port:
-        yield f"http://127.0.0.1:{port}", made[0]
+    one = Moody(told())
+    with serving(lambda: always(one)) as port:
+        yield f"http://127.0.0.1:{port}", one
 
 
 @contextmanager
@@ -197,4 +192,4 @@ def gateway(*urls: str, engines: int = 0, **settings: Any) -> Iterator[Live]:
 def _of_requests(loop: asyncio.AbstractEventLoop) -> set[str]:
     """Tasks that serve requests, or were begun by one."""
     names = {getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks(loop)}
-    return {name for name in names if name.startswith(("RequestResponseCycle", "Relay"))}
+    return {name for name in names if name.startswith(("Connection._run", "Relay"))}

@@ -3,85 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import msgspec
-import uvicorn
+from tests.serving import always, serving, wait_until
 
 from saga.engine.options import EngineOptions
 from saga.engine.server import EngineApp
 from saga.gateway.app import App
 from saga.gateway.host import Observe
 from saga.gateway.reload import load
-from saga.gateway.server import config
 from saga.gateway.service import Gateway
+from saga.http.connection import Application
 
 MODEL = "test-model"
 
 
 @contextmanager
-def serving(begin: Callable[[], Any], end: Callable[[], Any]) -> Iterator[int]:
-    """Serves the application that ``begin`` makes in a loop of a thread of its own; its port."""
-    servers: list[uvicorn.Server] = []
-    failures: list[BaseException] = []
-
-    async def run() -> None:
-        app = await begin()
-        server = uvicorn.Server(config(app, "127.0.0.1", 0, 5))
-        servers.append(server)
-        try:
-            await server.serve()
-        finally:
-            await end()
-
-    def target() -> None:
-        try:
-            asyncio.run(run())
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
-    wait_until(lambda: bool(failures or (servers and servers[0].started)))
-    if failures:
-        raise failures[0]
-    try:
-        yield servers[0].servers[0].sockets[0].getsockname()[1]
-    finally:
-        servers[0].should_exit = True
-        thread.join(10)
-        if failures:
-            raise failures[0]
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            raise AssertionError("it did not come true in time")
-        time.sleep(0.005)
-
-
-@contextmanager
 def engine(**options: Any) -> Iterator[tuple[str, EngineApp]]:
     """One emulated engine, 50 times as fast as real; its URL."""
-    apps: list[EngineApp] = []
-
-    async def begin() -> EngineApp:
-        apps.append(EngineApp(EngineOptions(**{"speed": 50.0, **options})))
-        return apps[0]
-
-    async def end() -> None:
-        pass
-
-    with serving(begin, end) as port:
-        yield f"http://127.0.0.1:{port}", apps[0]
+    app = EngineApp(EngineOptions(**{"speed": 50.0, **options}))
+    with serving(lambda: always(app)) as port:
+        yield f"http://127.0.0.1:{port}", app
 
 
 @dataclass
@@ -137,16 +84,17 @@ def gateway(
         flags = {"engines.urls": tuple(urls), "engines.scrape_s": 0.1, **(settings or {})}
         made: list[Gateway] = []
 
-        async def begin() -> App:
+        @asynccontextmanager
+        async def begin() -> AsyncIterator[Application]:
             one = Gateway(load(None, {}, flags), observe=observe)
             made.append(one)
             await one.start()
-            return App(one)
+            try:
+                yield App(one)
+            finally:
+                await one.stop()
 
-        async def end() -> None:
-            await made[0].stop()
-
-        port = stack.enter_context(serving(begin, end))
+        port = stack.enter_context(serving(begin))
         up = len(apps)
         wait_until(lambda: sum(e.state == "up" for e in made[0].fleet.engines.values()) >= up)
         yield Live(f"http://127.0.0.1:{port}", made[0], apps)

@@ -9,8 +9,9 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.gateway.keyring import Keyed, keyed
-from tests.gateway.live import MODEL, Live, ask, chat, gateway, wait_until
+from tests.gateway.live import MODEL, Live, ask, chat, gateway
 from tests.gateway.raw import CHAT, DIALECTS, MESSAGES, raw, refusal, request
+from tests.serving import wait_until
 
 import saga
 

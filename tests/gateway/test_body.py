@@ -14,7 +14,6 @@ from saga.gateway.body import (
     MAX_OBJECT,
     BodyError,
     decode,
-    items,
     members,
     scalar,
     splice,
@@ -40,9 +39,15 @@ def test_reads_what_routing_needs_and_leaves_the_rest_undecoded() -> None:
         b'{"model": "m", "stream": true, "max_tokens": 7, "messages": [{"role": "user"}, 2]}'
     )
     assert (fields.model, fields.stream, fields.output_limit) == ("m", True, 7)
-    assert bytes(fields.messages) == b'[{"role": "user"}, 2]'
-    assert [bytes(item) for item in items(fields.messages)] == [b'{"role": "user"}', b"2"]
+    assert [bytes(item) for item in fields.messages] == [b'{"role": "user"}', b"2"]
     assert not fields.saga and not fields.input
+
+
+@pytest.mark.parametrize("messages", [b"null", b"7", b'"hello"', b'{"role": "user"}', b"[]"])
+def test_messages_that_are_no_list_are_the_engines_to_judge(messages: bytes) -> None:
+    body = b'{"messages": %s, "model": "m"}' % messages
+    fields = decode(body)
+    assert (fields.messages, fields.model, bytes(fields.body)) == ([], "m", body)
 
 
 def test_nothing_but_the_model_is_needed_nor_even_that() -> None:
@@ -138,8 +143,9 @@ def test_members_of_objects_also_written_as_text() -> None:
 def test_what_is_too_large_to_be_taken_apart_counts_as_absent() -> None:
     large = decode(b'{"metadata": {"a": "%s"}}' % (b"x" * MAX_OBJECT))
     assert members(large.metadata) == {}
-    many = b'{"messages": [%s]}' % b",".join([b"1"] * (MAX_COMMAS + 2))
-    assert items(decode(many).messages) == []
+    many = b'{"model": "m", "messages": [%s]}' % b",".join([b"1"] * (MAX_COMMAS + 2))
+    assert decode(many).messages == []
+    assert decode(many).model == "m"
     with pytest.raises(BodyError, match="too many parts"):
         without(many, "saga")
 

@@ -8,7 +8,8 @@ from typing import Any
 import anthropic
 import openai
 import pytest
-from tests.gateway.live import Live, gateway, wait_until
+from tests.gateway.live import Live, gateway
+from tests.serving import wait_until
 
 SYSTEM = "You are a careful engineer. " * 40
 TOOLS: Any = [{"type": "function", "function": {"name": "list_files", "parameters": {}}}]

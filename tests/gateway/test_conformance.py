@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from tests.engine.factory import running
-from tests.gateway.live import ask, fetch, gateway, wait_until
+from tests.gateway.live import ask, fetch, gateway
+from tests.serving import wait_until
 
 QUESTION = [{"role": "user", "content": "What is in the folder? " * 20}]
 CHAT = {"model": "m", "messages": [{"role": "system", "content": "Terse."}, *QUESTION]}

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from tests.gateway.keyring import Keyed, keyed
-from tests.gateway.live import Live, ask, chat, engine, gateway, wait_until
+from tests.gateway.live import Live, ask, chat, engine, gateway
+from tests.serving import wait_until
 
 from saga.gateway.control import MAX_LISTED
 

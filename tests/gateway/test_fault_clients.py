@@ -19,7 +19,8 @@ import msgspec
 import pytest
 from tests.gateway import live
 from tests.gateway.faults import CHAT, gateway
-from tests.gateway.live import ask, chat, wait_until
+from tests.gateway.live import ask, chat
+from tests.serving import wait_until
 
 from saga import wire
 from saga.core.model import RequestState
@@ -27,6 +28,7 @@ from saga.engine.server import EngineApp
 from saga.gateway.app import App
 from saga.gateway.reload import load
 from saga.gateway.service import Gateway
+from saga.http.server import Server
 
 MIB = 1 << 20
 
@@ -141,35 +143,23 @@ def test_one_that_leaves_in_the_moment_in_which_its_engine_is_lost_is_not_sent_a
     async def scenario(url: str, engine: EngineApp) -> None:
         gateway = Gateway(load(None, {}, {"engines.urls": (url,)}))
         await gateway.start()
-        said = [{"type": "http.request", "body": msgspec.json.encode(long("long", 50_000))}]
-        left = asyncio.Event()
-
-        async def receive() -> dict[str, Any]:
-            if not said:
-                await left.wait()
-            return said.pop() if said else {"type": "http.disconnect"}
-
-        async def send(_: Any) -> None:
-            raise AssertionError("nobody is there")
-
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": CHAT,
-            "raw_path": CHAT.encode(),
-            "query_string": b"",
-            "headers": [],
-        }
-        asking = asyncio.create_task(App(gateway)(scope, receive, send))
+        server = Server(App(gateway))
+        port = await server.start("127.0.0.1", 0)
+        _, client = await asyncio.open_connection("127.0.0.1", port)
+        body = msgspec.json.encode(long("long", 50_000))
+        client.write(head(len(body)) + body)
         while not engine.engine.num_running:
             await asyncio.sleep(0.005)
-        left.set()
-        await asyncio.sleep(0)
+        (connection,) = server.connections
+        connection.connection_lost(None)
         await asyncio.sleep(0)  # the departure has stopped the task, which has not run since
         gateway.fleet.remove(next(iter(gateway.fleet.engines)))
-        assert (await asyncio.wait({asking}, timeout=5))[0], "it waits for another engine"
+        await asyncio.sleep(0.1)
+        assert connection.idle, "it waits for another engine"
         assert not gateway.host.requests
         assert gateway.host.scheduler.state.num_ended[RequestState.CANCELLED] == 1
+        client.close()
+        await server.stop(0)
         await gateway.stop()
 
     with live.engine(speed=1.0) as (url, engine):

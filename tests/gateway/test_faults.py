@@ -12,7 +12,8 @@ import aiohttp
 import pytest
 from tests.gateway import live
 from tests.gateway.faults import CHAT, SILENCE, cabled, gateway, moody
-from tests.gateway.live import Live, ask, chat, wait_until
+from tests.gateway.live import Live, ask, chat
+from tests.serving import wait_until
 
 from saga import wire
 

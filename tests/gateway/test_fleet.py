@@ -11,11 +11,13 @@ import pytest
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.gateway import kv
 from tests.gateway.servers import ManualClock, refusing, serve
 
 from saga.gateway.breaker import BreakerLimits
 from saga.gateway.discovery import DiscoveryError, StaticSource
 from saga.gateway.fleet import Fleet, FleetLimits, LiveEngine
+from saga.gateway.kv_events import KvEvents
 from saga.gateway.scrape import LoadSample
 from saga.gateway.upstream import Timeouts, Upstream, UpstreamError
 
@@ -65,6 +67,7 @@ class Engine:
         self.status = 200
         self.page = b"vllm:num_requests_running 1\n"
         self.delay_s = 0.0
+        self.kv_events = ""
         self.url = ""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -73,6 +76,8 @@ class Engine:
             return web.Response(status=self.status)
         if request.path == "/metrics":
             return web.Response(body=self.page)
+        if request.path == "/kv_event_sources":
+            return web.json_response({"0": {"endpoint": self.kv_events}})
         return web.json_response({"data": [{"id": "m", "owned_by": "vllm"}]})
 
 
@@ -463,6 +468,49 @@ def test_it_looks_after_engines_that_vanish_and_return() -> None:
                 await asyncio.sleep(0.06)
                 assert len(listener.reports) == before
             assert listener.heard == ["up", "down", "up"]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("end", ["it fails", "it is removed", "all stop"])
+def test_kv_events_are_followed_until_an_engine_is_gone(end: str) -> None:
+    async def run() -> None:
+        engine, clock, news = Engine(), ManualClock(), list[str]()
+        events = KvEvents(lambda name: name, lambda name, _: news.append(name), clock)
+        with kv.engine() as publisher:
+            engine.kv_events = publisher.endpoint
+            async with Upstream() as upstream, serve(engine.answer) as url:
+                fleet = Fleet(
+                    upstream,
+                    Listener(),
+                    clock=clock,
+                    rng=Random(1),
+                    kv_events=events,
+                    limits=LIMITS,
+                )
+                name = fleet.add(url)
+                assert events.told(name) is None
+                for _ in range(2):
+                    await fleet.check(name)
+                    await until(publisher.subscribed)
+                    publisher.say(kv.stored([1], session_id="s"))
+                    await until(lambda: news == [name])
+                    news.clear()
+                    match end:
+                        case "it fails":
+                            engine.status = 500
+                            for _ in range(3):
+                                await fleet.check(name)
+                            engine.status = 200
+                        case "it is removed":
+                            fleet.remove(name)
+                            fleet.add(url)
+                        case "all stop":
+                            await fleet.stop()
+                            break
+                    assert events.told(name) is None
+                await fleet.stop()
+                assert events.told(name) is None
 
     asyncio.run(run())
 

@@ -467,6 +467,19 @@ def test_responses_continue_the_session_that_answered(who: Identifier) -> None:
     assert ask(who, body=body, api="responses").source == "lineage"
 
 
+def test_an_equal_question_after_a_chain_of_responses_begins_another(who: Identifier) -> None:
+    question = {"model": "m", "input": "hi"}
+    first = ask(who, body=question, api="responses")
+    assert ask(who, body=question, api="responses").session == first.session, "asked again"
+    who.answered("tenant", first.session, "resp_1")
+    body = {"model": "m", "input": "more", "previous_response_id": "resp_1"}
+    assert ask(who, body=body, api="responses").session == first.session
+    second = ask(who, body=question, api="responses")
+    assert second.session != first.session
+    assert (second.workflow, second.parent) == (second.session, None)
+    assert ask(who, body=body, api="responses").session == first.session
+
+
 def test_an_unknown_response_leads_to_the_next_family(who: Identifier) -> None:
     told = ask(who, previous_response_id="resp_unknown", prompt_cache_key="k")
     assert (told.session, told.source) == ("k", "prompt_cache_key")

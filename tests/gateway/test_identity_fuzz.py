@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -152,8 +151,7 @@ class Renamer:
         self._seen: dict[str, str] = {}
 
     def __call__(self, identity: Identity) -> Identity:
-        return replace(
-            identity,
+        return identity._replace(
             workflow=self._rename(identity.workflow),
             session=self._rename(identity.session),
             parent=None if identity.parent is None else self._rename(identity.parent),

@@ -94,6 +94,17 @@ def test_a_repeated_opening_is_a_retry_for_a_while(ask: Asker) -> None:
     assert ask(TURNS[:3], now_us=3 * REPEAT_US + 2).session == "new-2"
 
 
+def test_an_opening_is_no_retry_once_its_session_went_on_without_repeating_it(ask: Asker) -> None:
+    assert ask(TURNS[:1]).session == "new-1"
+    ask.lineages.go_on("t", "new-1")
+    assert ask(TURNS[:1], retry=True).session == "new-1"
+    assert ask(TURNS[:1]) == Followed("new-2")
+    assert ask(TURNS[:1]) == Followed("new-2"), "this one has not gone on yet"
+    ask.lineages.go_on("t", "new-3")  # nobody's
+    ask.lineages.go_on("u", "new-2")
+    assert ask(TURNS[:3]) == Followed("new-2")
+
+
 def test_a_step_may_be_repeated_at_any_time_once_the_model_has_answered(ask: Asker) -> None:
     ask(TURNS[:1])
     ask(TURNS[:3])

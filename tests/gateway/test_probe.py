@@ -84,6 +84,48 @@ def test_vllm_tells_its_kv_events_by_rank_in_some_releases() -> None:
     assert "kv_events" not in probed(answering({**VLLM, "/kv_event_sources": {}})).capabilities
 
 
+def places(*ports: int) -> tuple[str, ...]:
+    return tuple(f"tcp://127.0.0.1:{port}" for port in ports)
+
+
+def test_where_kv_events_are() -> None:
+    assert probed(answering(VLLM)).kv_event_endpoints == places(5557)
+    ranks = {str(rank): {"endpoint": f"tcp://*:{5557 + rank}"} for rank in range(3)}
+    info = probed(answering({**VLLM, "/kv_event_sources": ranks}))
+    assert info.kv_event_endpoints == places(5557, 5558, 5559)
+    plugin = {"/v1/saga/stats": {"events_endpoint": "tcp://0.0.0.0:5600"}}
+    assert probed(answering({**VLLM, **plugin})).kv_event_endpoints == places(5557, 5600)
+    alone = probed(answering({"/v1/models": models("m", owner="saga"), **plugin}))
+    assert (alone.kv_event_endpoints, "kv_events" in alone.capabilities) == (places(5600), True)
+
+
+@pytest.mark.parametrize("endpoint", ["ipc:///tmp/kv", "tcp://broker.example:5557", "tcp://*:x"])
+def test_kv_events_elsewhere_are_not_followed_and_it_says_so(endpoint: str) -> None:
+    sources = {"/kv_event_sources": {"0": {"endpoint": endpoint}}}
+    info = probed(answering({**VLLM, **sources}))
+    assert (info.kv_event_endpoints, "kv_events" in info.capabilities) == ((), False)
+    assert info.notes[-1].startswith("It publishes KV events, but on no TCP port of its own host")
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"kv_events_config": '{"publisher": "zmq", "endpoint": "tcp://*:6000"}'}, places(6000)),
+        ({"kv_events_config": '{"publisher": "zmq"}', "dp_size": 2}, places(5557, 5558)),
+        ({"kv_events_config": '{"publisher": "zmq", "endpoint": "ipc://kv"}'}, ()),
+        ({"kv_events_config": '{"publisher": "null"}', "dp_size": "two"}, ()),
+        ({"kv_events_config": "no JSON"}, ()),
+        ({"kv_events_config": {"publisher": "zmq"}}, ()),
+    ],
+)
+def test_sglang_tells_its_kv_events_among_its_settings(
+    told: dict[str, Any], expected: tuple[str, ...]
+) -> None:
+    server = {"/get_server_info": {**SGLANG["/get_server_info"], **told}}
+    info = probed(answering({**SGLANG, **server}))
+    assert (info.kv_event_endpoints, info.kv_capacity_tokens) == (expected, 471_258)
+
+
 def test_vllm_with_the_plugin_knows_better() -> None:
     info = probed(answering({**VLLM, **PLUGIN}))
     assert (info.kind, info.kv_capacity_tokens, info.max_num_seqs) == ("vllm", 12_800, 16)
@@ -179,7 +221,9 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["data", "id", "version", "max_total_num_tokens", "endpoint"]),
+            st.sampled_from(
+                ["data", "id", "version", "max_total_num_tokens", "endpoint", "kv_events_config"]
+            ),
             inner,
             max_size=3,
         )

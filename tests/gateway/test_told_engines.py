@@ -79,7 +79,14 @@ def test_sglang_reads_the_session_from_the_body() -> None:
     body = told(chat("x"), {"x-saga-session-id": "s"}, engine=Tiny(sglang=True))[1]
     assert msgspec.json.decode(body) == {**chat("x"), "session_id": "default/s"}
     own = told(chat("x", session_id="own"), engine=Tiny(sglang=True))[1]
-    assert msgspec.json.decode(own) == chat("x", session_id="own")
+    assert msgspec.json.decode(own) == chat("x", session_id="default/own")
+
+
+def test_a_clients_name_for_a_session_is_not_an_engines() -> None:
+    """Two tenants may use the same one."""
+    headers, body = told(chat("x", session_id="own"), {"x-session-id": "other"})
+    assert headers["x-session-id"] == "default/own"
+    assert msgspec.json.decode(body) == chat("x")
 
 
 def test_the_clients_headers_reach_the_engine() -> None:

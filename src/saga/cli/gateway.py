@@ -52,6 +52,9 @@ def _add_engine(commands: Commands) -> None:
     )
     engine.add_argument("--kv-tokens", type=int, metavar="N", help="size of the KV memory")
     engine.add_argument("--speed", type=float, default=1.0, metavar="X", help="times real time")
+    engine.add_argument(
+        "--kv-events", metavar="E", help="publish KV events there, as in tcp://127.0.0.1:5557"
+    )
     engine.set_defaults(call=_engine)
 
 
@@ -75,6 +78,7 @@ def _engine(arguments: argparse.Namespace) -> int:
             gpu_model=arguments.hardware,
             kv_tokens=arguments.kv_tokens,
             speed=arguments.speed,
+            kv_events=arguments.kv_events,
         )
     )
     return 0

@@ -67,7 +67,8 @@ class Loads:
         self._engines: Sequence[Engine] = ()
         self._slots: dict[str, int] = {}
         self._tables: dict[Measure, list[float]] = {}
-        self._touched: dict[Measure, set[int]] = {}
+        self._touched: set[int] = set()
+        """Slots that are not up to date in any table."""
 
     def reset(self, engines: Sequence[Engine]) -> None:
         """Engines came or went."""
@@ -79,22 +80,17 @@ class Loads:
     def touch(self, engine: Engine) -> None:
         slot = self._slots.get(engine.id)
         if slot is not None:
-            for touched in self._touched.values():
-                touched.add(slot)
+            self._touched.add(slot)
 
     def table(self, measure: Measure) -> Sequence[float]:
         """The load of every engine, in their order."""
-        load = MEASURES[measure]
-        loads = self._tables.get(measure)
-        if loads is None:
-            loads = self._tables[measure] = [load(engine) for engine in self._engines]
-            self._touched[measure] = set()
-            return loads
-        touched = self._touched[measure]
-        while touched:
-            slot = touched.pop()
-            loads[slot] = load(self._engines[slot])
-        return loads
+        if measure not in self._tables:
+            self._tables[measure] = [MEASURES[measure](engine) for engine in self._engines]
+        while self._touched:
+            slot = self._touched.pop()
+            for known, loads in self._tables.items():
+                loads[slot] = MEASURES[known](self._engines[slot])
+        return self._tables[measure]
 
     def least(self, measure: Measure, salt: str) -> Engine:
         """The engine with the least load; a fixed order of ties would make avalanches."""

@@ -27,15 +27,15 @@ class FairQueue:
         self._fair = fair
         self._lanes: dict[str, _Lane] = {}
         self._turns: list[tuple[float, str, int, _Lane]] = []
-        self._members: dict[str, tuple[int, Request]] = {}
+        self.members: dict[str, tuple[int, Request]] = {}
         """By request id, oldest first; the number tells a re-entry from a stale heap item."""
         self._entries = 0
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self.members)
 
     def __contains__(self, request: Request) -> bool:
-        return request.id in self._members
+        return request.id in self.members
 
     def push(self, request: Request, key: float) -> None:
         tenant = request.session.workflow.tenant
@@ -46,7 +46,7 @@ class FairQueue:
             lane = self._lanes[name] = _Lane(tenant if self._fair else None, [])
             virtual_time = tenant.virtual_time if self._fair else 0.0
             heapq.heappush(self._turns, (virtual_time, name, self._entries, lane))
-        self._members[request.id] = (self._entries, request)
+        self.members[request.id] = (self._entries, request)
         heapq.heappush(lane.heap, (key, self._entries, request))
         if len(lane.heap) > 2 * len(self) + 16:  # most of it is stale
             lane.heap[:] = [item for item in lane.heap if not self._stale(item)]
@@ -54,20 +54,20 @@ class FairQueue:
 
     def remove(self, request: Request) -> None:
         """The request leaves without having had its turn. O(1); its heap item dies lazily."""
-        del self._members[request.id]
-        if not self._members:  # all that is left is stale
+        del self.members[request.id]
+        if not self.members:  # all that is left is stale
             self._lanes.clear()
             self._turns.clear()
 
     def oldest(self) -> Request | None:
         """The request that entered first."""
-        for _, request in self._members.values():
+        for _, request in self.members.values():
             return request
         return None
 
     def requests(self) -> list[Request]:
         """All of them, oldest first."""
-        return [request for _, request in self._members.values()]
+        return [request for _, request in self.members.values()]
 
     def peek(self) -> Request | None:
         """The request whose turn it is."""
@@ -95,4 +95,4 @@ class FairQueue:
 
     def _stale(self, item: tuple[float, int, Request]) -> bool:
         _, entry, request = item
-        return self._members.get(request.id, (0, request))[0] != entry
+        return self.members.get(request.id, (0, request))[0] != entry

@@ -599,23 +599,24 @@ class Scheduler:
 
     def _settle_down(self) -> None:
         """Everything that may follow from what just changed."""
-        if (self._num_placed or self.unadmitted) and len(self.state.tenants) > 1:
+        unadmitted = self.unadmitted.members
+        if (self._num_placed or unadmitted) and len(self.state.tenants) > 1:
             self.ledger.refresh(self.view)
         prefetches, lapses = self.kv.prefetches, self.kv.lapses
         if prefetches and prefetches[0][0] <= self.state.now:
             self.kv.prefetch_due()
         if lapses and lapses[0][0] <= self.state.now:
             self.kv.lapse_due()
-        if self.unadmitted:
+        if unadmitted:
             self._admit()
         while self._stirred:
             _, engine = self._stirred.popitem()
             queue = self.queues[engine.id]
-            while queue and self.has_room(engine):
+            while queue.members and self.has_room(engine):
                 self._dispatch(queue.pop(), engine)
-            if queue and self.policies.fairness is not None:
+            if queue.members and self.policies.fairness is not None:
                 self._consider_preemption(engine, queue, self.policies.fairness)
-        if prefetches or self._num_placed or self.unplaced or self.unadmitted:
+        if prefetches or self._num_placed or self.unplaced or unadmitted:
             self._ask_to_wake()
 
     def _admit(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from saga import wire
-from saga.engine.asgi import ApiError
+from saga.engine.exchange import ApiError
 from saga.engine.generation import Generation, Hints
 from saga.engine.tokens import Prompt, Role, Turn, Wish, text_part
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from saga.engine.asgi import DONE, ApiError, sse
 from saga.engine.asks import (
     Ask,
     Reply,
@@ -20,6 +19,7 @@ from saga.engine.asks import (
     tools_turn,
     whole_number,
 )
+from saga.engine.exchange import DONE, ApiError, sse
 from saga.engine.tokens import (
     ARGUMENTS,
     Prompt,

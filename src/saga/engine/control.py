@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from saga.engine.asgi import ApiError
 from saga.engine.asks import number, plain_id, seconds, whole_number
 from saga.engine.emulated import EmulatedEngine
+from saga.engine.exchange import ApiError
 
 _PREFIXES = ("chatcmpl-", "cmpl-", "resp_", "msg_")
 """Of the ids in answers; without it, the id is the X-Request-Id of the request."""

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from saga import wire
 from saga.clock import Clock
 from saga.core.cache import DEFAULT_REUSE
 from saga.engine.contents import ContentTree, Use
 from saga.engine.generation import Generation, Hints
 from saga.engine.options import EngineOptions
+from saga.engine.publisher import KvEvent, Publisher
 from saga.engine.tokens import TOKEN_BYTES, Answer, Prompt
 from saga.sim.engine import EngineLimits, Job, Moment, SimEngine
 from saga.sim.kv_cache import KVCache
@@ -57,6 +59,8 @@ class _Session:
     tokens: int
     until_us: int = 0
     score: float = DEFAULT_REUSE
+    left: int = 0
+    """Resident tokens, as was last published after a request of it had ended."""
 
 
 class EmulatedEngine:
@@ -64,6 +68,9 @@ class EmulatedEngine:
 
     Tokens appear when the model's step that samples them ends. Steps that are less than
     ``chunk_us`` apart on the clock are taken together, about ``chunk_us`` at a time.
+
+    ``publisher`` is told what becomes of sessions' KV. A session that was forked off another loses
+    what it shares with it unheard.
     """
 
     def __init__(
@@ -73,6 +80,7 @@ class EmulatedEngine:
         clock: Clock,
         call_later: CallLater = loop_timer,
         step_time: StepTime | None = None,
+        publisher: Publisher | None = None,
     ) -> None:
         spec = options.spec
         step_time = step_time or StepTime.of(spec)
@@ -84,6 +92,9 @@ class EmulatedEngine:
         self.ended = {"stop": 0, "length": 0, "tool": 0, "abort": 0}
         self._clock = clock
         self._call_later = call_later
+        self._publisher = publisher
+        self._unpublished: list[tuple[str, str]] = []
+        """Kind and session."""
         self._timer: Timer | None = None
         self._cache = KVCache(spec.num_blocks, options.eviction)
         limits = EngineLimits(
@@ -205,6 +216,7 @@ class EmulatedEngine:
         now = self._advance()
         state.until_us = 0
         self._sim.release(session, now)
+        self._note(wire.KV_RELEASED, session)
         self._after()
         return self._sim.resident(state.path, state.tokens, now)
 
@@ -240,6 +252,7 @@ class EmulatedEngine:
             "evicted_blocks": counts.evicted_blocks,
             "model_us": now,
             "busy_us": counts.busy_ps // _US,
+            wire.EVENTS_ENDPOINT: self._publisher.endpoint if self._publisher is not None else None,
         }
 
     def check(self) -> None:
@@ -269,7 +282,9 @@ class EmulatedEngine:
         self._after()
 
     def _after(self) -> None:
-        """Plans the next wake-up."""
+        """Plans the next wake-up, and publishes what has changed."""
+        if self._publisher is not None and (events := self._kv_events()):
+            self._publisher.publish(events)
         self._cache.shrunk.clear()  # meant for a scheduler; grows otherwise
         if self._timer is not None:
             self._timer.cancel()
@@ -293,6 +308,8 @@ class EmulatedEngine:
                 generation.done = True
                 self.generated_tokens += generation.notice()
                 self._end(generation, generation.answer.finish)
+                if generation.hints.session is not None:
+                    self._note(wire.KV_STORED, generation.hints.session)
                 self._apply_hints(generation.hints)
             case Moment.REFUSED:
                 raise AssertionError(f"{job.prompt_tokens} + {job.output_tokens} tokens do not fit")
@@ -331,13 +348,16 @@ class EmulatedEngine:
             return
         if hints.final or hints.ttl_s == 0:
             self._sim.release(hints.session, self._now)
+            self._note(wire.KV_RELEASED, hints.session)
         elif hints.ttl_s is not None:
             state.until_us = self._now + self._model_us(hints.ttl_s)
             state.score = DEFAULT_REUSE if hints.score is None else hints.score
             self._sim.retain(hints.session, state.until_us, state.score, self._now)
+            self._note(wire.KV_RETAINED, hints.session)
 
     def _apply(self, session: str, state: _Session, now: int) -> int:
         self._sim.retain(session, state.until_us, state.score, now)
+        self._note(wire.KV_RETAINED, session)
         self._after()
         return self._sim.resident(state.path, state.tokens, now)
 
@@ -346,6 +366,27 @@ class EmulatedEngine:
         self._sessions.move_to_end(session)
         while len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)
+
+    def _note(self, kind: str, session: str) -> None:
+        if self._publisher is not None:
+            self._unpublished.append((kind, session))
+
+    def _kv_events(self) -> list[KvEvent]:
+        """What was noted, and whose KV has shrunk since."""
+        victim, now = self._cache.index.current, self._now
+        shrunk = {*self._cache.shrunk, victim.session if victim is not None else None}
+        noted, self._unpublished = self._unpublished, []
+        noted += [(wire.KV_EVICTED, session) for session in sorted(filter(None, shrunk))]
+        events: list[KvEvent] = []
+        for kind, session in noted:
+            state = self._sessions.get(session)
+            if state is None:
+                continue
+            left = self._sim.resident(state.path, state.tokens, now)
+            if kind != wire.KV_EVICTED or left < state.left:
+                events.append((kind, session, left))
+                state.left = left if kind == wire.KV_STORED else min(left, state.left)
+        return events
 
     def _has_blocks(self, content: Content) -> bool:
         return self._cache.hit((Span(content, ENDLESS),), ENDLESS) > content.start

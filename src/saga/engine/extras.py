@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from saga.engine.asgi import ApiError
 from saga.engine.asks import whole_number
 from saga.engine.chat import chat_turns
+from saga.engine.exchange import ApiError
 from saga.engine.tokens import Prompt, from_token_ids, raw_prompt, render, text_part, token_ids
 
 DIMENSIONS = 64

@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from saga.engine.asgi import ApiError, sse
 from saga.engine.asks import (
     Ask,
     Reply,
@@ -22,6 +21,7 @@ from saga.engine.asks import (
     tools_turn,
     whole_number,
 )
+from saga.engine.exchange import ApiError, sse
 from saga.engine.tokens import ARGUMENTS, Role, Turn, call_part, render
 
 _ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}

@@ -31,6 +31,8 @@ class EngineOptions:
     """Tool results since the user last spoke, after which no further tool is called."""
     chunk_us: int = 1_000
     """Tokens that come faster than this are streamed together."""
+    kv_events: str | None = None
+    """Where to publish what becomes of sessions' KV, as in tcp://127.0.0.1:5557; None: nowhere."""
 
     def __post_init__(self) -> None:
         if not 0 < self.speed <= 1e6:
@@ -40,6 +42,8 @@ class EngineOptions:
         for name in ("max_waiting", "chunk_us"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 1")
+        if self.kv_events is not None and not self.kv_events.startswith("tcp://"):
+            raise ValueError(f"kv_events={self.kv_events!r}: must be as in tcp://127.0.0.1:5557")
         _ = self.spec
 
     @property

@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from saga.engine.asgi import ApiError, sse
 from saga.engine.asks import (
     Ask,
     Reply,
@@ -23,6 +22,7 @@ from saga.engine.asks import (
     tools_turn,
     whole_number,
 )
+from saga.engine.exchange import ApiError, sse
 from saga.engine.tokens import ARGUMENTS, Role, Turn, call_part, render, text_part
 
 MAX_RESPONSES = 4_096

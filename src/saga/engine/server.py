@@ -10,22 +10,23 @@ from hmac import compare_digest
 from typing import Any
 from uuid import uuid4
 
-import uvicorn
-
 from saga import __version__, wire
 from saga.clock import MonotonicClock
-from saga.engine.asgi import ApiError, Receive, Request, Scope, Send
 from saga.engine.asks import Ask, Form, Reply, plain_id
 from saga.engine.chat import ChatForm, CompletionForm, parse_chat, parse_completion
 from saga.engine.control import OPERATIONS
 from saga.engine.emulated import EmulatedEngine, Overloaded
+from saga.engine.exchange import ApiError, Request
 from saga.engine.extras import embeddings, tokenize
 from saga.engine.generation import Generation
 from saga.engine.messages import MessagesForm, message_turns, parse_messages
 from saga.engine.metrics import CONTENT_TYPE, exposition
 from saga.engine.options import EngineOptions
+from saga.engine.publisher import KvPublisher
 from saga.engine.responses import ResponsesForm, ResponseStore, continued, parse_response
 from saga.engine.tokens import plan_answer, render
+from saga.http import exchange as http
+from saga.http.server import Server, event_loop, run
 
 Handler = Callable[[Request], Awaitable[None]]
 Parser = Callable[[Mapping[str, Any], Mapping[str, str], int], Ask]
@@ -35,6 +36,7 @@ _TYPES = {
     401: ("AuthenticationError", "authentication_error"),
     404: ("NotFoundError", "not_found_error"),
     405: ("MethodNotAllowedError", "invalid_request_error"),
+    408: ("RequestTimeoutError", "timeout_error"),
     413: ("RequestEntityTooLargeError", "request_too_large"),
     503: ("ServiceUnavailableError", "overloaded_error"),
 }
@@ -44,12 +46,13 @@ _MESSAGES = "/v1/messages"
 
 
 class EngineApp:
-    """An ASGI app around one emulated engine. It lives in one event loop."""
+    """An application around one emulated engine. It lives in one event loop."""
 
     def __init__(
         self, options: EngineOptions, *, unix_time: Callable[[], float] = time.time
     ) -> None:
-        self.engine = EmulatedEngine(options, clock=MonotonicClock())
+        self.publisher = KvPublisher(options.kv_events) if options.kv_events else None
+        self.engine = EmulatedEngine(options, clock=MonotonicClock(), publisher=self.publisher)
         self._options = options
         self._unix_time = unix_time
         self._started = int(unix_time())
@@ -69,16 +72,17 @@ class EngineApp:
             "/metrics": {"GET": self._metrics},
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            raise NotImplementedError(f"ASGI {scope['type']}")
-        request = Request(scope, receive, send)
+    def close(self) -> None:
+        """Publishes nothing any more."""
+        if self.publisher is not None:
+            self.publisher.close()
+
+    async def __call__(self, asked: http.Request, reply: http.Reply) -> None:
+        request = Request(asked, reply)
         try:
             await self._handler(request)(request)
-        except ConnectionError:
-            pass  # nobody is there to be answered
         except ApiError as error:
-            await request.respond(error.status, _error(request.path, error))
+            request.respond(error.status, _error(request.path, error))
 
     # ---- where a request goes
 
@@ -151,18 +155,11 @@ class EngineApp:
         )
 
     async def _serve(self, request: Request, reply: Reply, form: Form) -> None:
-        """Sends the answer, or takes the request back when the client leaves."""
+        """Sends the answer, and takes the request back when the client leaves."""
         send = self._stream if reply.ask.stream else self._send_whole
-        work = asyncio.ensure_future(send(request, reply, form))
-        gone = asyncio.ensure_future(request.disconnected())
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
+            await send(request, reply, form)
         finally:
-            work.cancel()
-            gone.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
             self.engine.cancel(reply.generation)
 
     async def _send_whole(self, request: Request, reply: Reply, form: Form) -> None:
@@ -170,10 +167,10 @@ class EngineApp:
             pass
         whole = form.whole()
         self._keep(reply, whole)
-        await request.respond(200, whole)
+        request.respond(200, whole)
 
     async def _stream(self, request: Request, reply: Reply, form: Form) -> None:
-        await request.start_stream()
+        request.start_stream()
         answer, sent = reply.generation.answer, -1
         async for produced in reply.generation.progress():
             events = form.begin() if sent < 0 else b""
@@ -186,7 +183,7 @@ class EngineApp:
                 await request.send(events)
         if reply.ask.store:
             self._keep(reply, form.whole())
-        await request.send(form.end(), more=False)
+        request.end(form.end())
 
     def _keep(self, reply: Reply, whole: dict[str, Any]) -> None:
         if reply.ask.store:
@@ -196,23 +193,23 @@ class EngineApp:
 
     async def _count_tokens(self, request: Request) -> None:
         prompt = render(message_turns(await request.json()))
-        await request.respond(200, {"input_tokens": prompt.num_tokens})
+        request.respond(200, {"input_tokens": prompt.num_tokens})
 
     async def _embeddings(self, request: Request) -> None:
         body = await request.json()
         body.setdefault("model", self._options.model)
-        await request.respond(200, embeddings(body))
+        request.respond(200, embeddings(body))
 
     async def _tokenize(self, request: Request) -> None:
-        await request.respond(200, tokenize(await request.json(), self.engine.max_tokens))
+        request.respond(200, tokenize(await request.json(), self.engine.max_tokens))
 
     async def _stored_response(self, request: Request) -> None:
         response = self._store.response(request.path.removeprefix(f"{_RESPONSES}/"))
-        await request.respond(200, response)
+        request.respond(200, response)
 
     async def _control(self, request: Request) -> None:
         operation = OPERATIONS[request.path.removeprefix(f"{wire.CONTROL}/")]
-        await request.respond(200, operation(self.engine, await request.json()))
+        request.respond(200, operation(self.engine, await request.json()))
 
     async def _models(self, request: Request) -> None:
         model = {
@@ -224,16 +221,16 @@ class EngineApp:
             "parent": None,
             "max_model_len": self.engine.max_tokens,
         }
-        await request.respond(200, {"object": "list", "data": [model]})
+        request.respond(200, {"object": "list", "data": [model]})
 
     async def _health(self, request: Request) -> None:
-        await request.respond_bytes(200, b"", "text/plain")
+        request.respond_bytes(200, b"", "text/plain")
 
     async def _version(self, request: Request) -> None:
-        await request.respond(200, {"version": __version__})
+        request.respond(200, {"version": __version__})
 
     async def _metrics(self, request: Request) -> None:
-        await request.respond_bytes(200, exposition(self.engine), CONTENT_TYPE)
+        request.respond_bytes(200, exposition(self.engine), CONTENT_TYPE)
 
 
 def _error(path: str, error: ApiError) -> dict[str, Any]:
@@ -245,21 +242,18 @@ def _error(path: str, error: ApiError) -> dict[str, Any]:
     return {"error": details}
 
 
-def server(options: EngineOptions, app: EngineApp | None = None) -> uvicorn.Server:
-    """An HTTP server for the engine; port 0 takes a free one."""
-    config = uvicorn.Config(
-        app or EngineApp(options),
-        host=options.host,
-        port=options.port,
-        access_log=False,
-        log_level="warning",
-        lifespan="off",
-        ws="none",
-        timeout_graceful_shutdown=5,
-    )
-    return uvicorn.Server(config)
-
-
 def serve(options: EngineOptions) -> None:
-    """Serves until it is told to stop, on uvloop where there is one."""
-    server(options).run()
+    """Serves until SIGTERM or SIGINT, on uvloop where there is one; port 0 takes a free one.
+
+    Raises OSError if the address cannot be had.
+    """
+
+    async def main() -> None:
+        app = EngineApp(options)
+        try:
+            await run(Server(app), options.host, options.port, drain_s=5.0)
+        finally:
+            app.close()
+
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        runner.run(main())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 HEAD_BYTES = 4_096
 TAIL_BYTES = 16_384
@@ -17,11 +17,19 @@ CARRY_BYTES = 768
 
 _USAGE = b'"usage"'
 _EVENT = b"\ndata:"
-_NUMBER = rb'"\s*:\s*(\d{1,12})\s*[,}]'
-_PROMPT = re.compile(rb'"(?:prompt_tokens|input_tokens)' + _NUMBER)
-_OUTPUT = re.compile(rb'"(?:completion_tokens|output_tokens)' + _NUMBER)
-_CACHED = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)' + _NUMBER)
-_CREATED = re.compile(rb'"cache_creation_input_tokens' + _NUMBER)
+_COUNT = re.compile(
+    rb'"(prompt_tokens|input_tokens|completion_tokens|output_tokens|cached_tokens'
+    rb'|cache_read_input_tokens|cache_creation_input_tokens)"\s*:\s*(\d{1,12})\s*[,}]'
+)
+_MEANS = {
+    b"prompt_tokens": "prompt",
+    b"input_tokens": "prompt",
+    b"completion_tokens": "output",
+    b"output_tokens": "output",
+    b"cached_tokens": "cached",
+    b"cache_read_input_tokens": "cached",
+    b"cache_creation_input_tokens": "created",
+}
 _ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,256})"')
 _CALL = rb'"type"\s*:\s*"(?:tool_use|function_call)"'
 _NAME = rb'"name"\s*:\s*"([^"\\]{1,128})"'
@@ -32,8 +40,7 @@ _TOOL = re.compile(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Token counts are None where the answer does not say."""
 
     prompt_tokens: int | None
@@ -92,10 +99,10 @@ class AnswerReader:
         tail = b"".join(self._tail)[-TAIL_BYTES:]
         # A number is none that is cut off between the two.
         text = _from_usage(self._head) + b"\0" + tail[max(0, tail.rfind(_USAGE)) :]
-        prompt, output = _last(_PROMPT, text), _last(_OUTPUT, text)
-        cached = _last(_CACHED, text)
+        told = {_MEANS[name]: int(number) for name, number in _COUNT.findall(text)}
+        prompt, output, cached = told.get("prompt"), told.get("output"), told.get("cached")
         if self._anthropic and prompt is not None:
-            prompt += (cached or 0) + (_last(_CREATED, text) or 0)
+            prompt += (cached or 0) + told.get("created", 0)
         if output is None and self._num_events:
             output = max(1, self._num_events - 2)  # about one event per token, and two for the ends
         response_id = _ID.search(self._head)
@@ -111,8 +118,3 @@ class AnswerReader:
 def _from_usage(text: bytes) -> bytes:
     at = text.find(_USAGE)
     return text[at:] if at >= 0 else b""
-
-
-def _last(pattern: re.Pattern[bytes], text: bytes) -> int | None:
-    found = pattern.findall(text)
-    return int(found[-1]) if found else None

@@ -1,4 +1,4 @@
-"""The gateway's HTTP surface, as a plain ASGI application.
+"""The gateway's HTTP surface.
 
 Requests to language models go through the scheduler; ``/v1/saga/...`` is the gateway's own; the
 rest of an engine's API is passed on to the engine that has the session, or to any.
@@ -6,10 +6,7 @@ rest of an engine's API is passed on to the engine that has the session, or to a
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -24,12 +21,7 @@ from saga.gateway.locations import MAX_ID
 from saga.gateway.proxy import proxy
 from saga.gateway.relay import Call, Relay
 from saga.gateway.service import Gateway
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-logger = logging.getLogger(__name__)
+from saga.http.exchange import BodyTooLong, Headers, Reply, Request
 
 MODEL_APIS: Mapping[str, tuple[str, Dialect]] = {
     "/v1/chat/completions": ("chat", "openai"),
@@ -40,10 +32,6 @@ MODEL_APIS: Mapping[str, tuple[str, Dialect]] = {
 """What the scheduler schedules."""
 OPEN_TENANT = "default"
 """Everybody, while no keys are configured."""
-
-
-class _Left(Exception):
-    """The client went away before it had said what it wants."""
 
 
 class App:
@@ -61,54 +49,52 @@ class App:
             "/metrics": self._metrics,
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope["path"]
+    async def __call__(self, request: Request, reply: Reply) -> None:
+        path = request.path
         if path in ui.PATHS:
-            await _answer(send, 200, "text/html; charset=utf-8", self._page, self._page_headers)
+            _answer(reply, 200, "text/html; charset=utf-8", self._page, self._page_headers)
             return
         own = self._own.get(path)
         if own is not None:
-            await _answer(send, *own())
+            _answer(reply, *own())
             return
         dialect: Dialect = "anthropic" if path.startswith("/v1/messages") else "openai"
         try:
-            await self._serve(scope, receive, send, path, dialect)
+            await self._serve(request, reply, dialect)
         except GatewayError as error:
-            self.gateway.metrics.refused.labels(error.status).inc()
+            self.gateway.metrics.refused[error.status] += 1
             headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
             data = errors.body(error, dialect)
-            await _answer(send, error.status, "application/json", data, headers)
-        except _Left:
-            pass  # nobody is there to be answered
+            _answer(reply, error.status, "application/json", data, headers)
 
-    async def _serve(
-        self, scope: Scope, receive: Receive, send: Send, path: str, dialect: Dialect
-    ) -> None:
-        headers = self._headers(scope["headers"])
+    async def _serve(self, request: Request, reply: Reply, dialect: Dialect) -> None:
+        headers, path = request.headers, request.path
+        most = self.gateway.settings.server.max_header_kib << 10
+        if request.head_size > most:
+            raise GatewayError(431, f"the headers are longer than {most >> 10} KiB")
         if headers.get("upgrade", "").lower() == "websocket":
             # The one status after which Codex asks by HTTP at once, and not after some retries.
             raise GatewayError(426, "there are no WebSockets here", headers={"upgrade": "HTTP/1.1"})
-        target = _target(scope)
+        if not request.target.isascii():
+            raise GatewayError(400, "the path and the query must be percent-encoded")
         tenant, admin = self._who(headers)
         if path.startswith(f"{wire.CONTROL}/"):
-            body = await self._body(receive, headers)
+            body = await self._body(request)
             status, document = await self._control.serve(
-                scope["method"], target, body, tenant, admin=admin
+                request.method, request.target, body, tenant, admin=admin
             )
-            await _answer(send, status, "application/json", msgspec.json.encode(document))
+            _answer(reply, status, "application/json", msgspec.json.encode(document))
             return
         if tenant is None:
             raise GatewayError(403, "an admin key is not a tenant's: use one of a tenant")
         if self.gateway.draining:
             raise GatewayError(503, "the gateway is shutting down", retry_after_s=5)
-        body = await self._body(receive, headers)
-        api = MODEL_APIS.get(path) if scope["method"] == "POST" else None
-        work = (
-            proxy(self.gateway, scope["method"], target, headers, body, tenant, send)
-            if api is None
-            else self._model(api[0], dialect, target, headers, body, tenant, send)
-        )
-        await _until_disconnect(work, receive)
+        body = await self._body(request)
+        api = MODEL_APIS.get(path) if request.method == "POST" else None
+        if api is None:
+            await proxy(self.gateway, request, body, tenant, reply)
+        else:
+            await self._model(*api, request, body, tenant, reply)
 
     # ---- requests to language models
 
@@ -116,13 +102,12 @@ class App:
         self,
         api: str,
         dialect: Dialect,
-        target: str,
-        headers: Mapping[str, str],
+        request: Request,
         body: bytes,
         tenant: str,
-        send: Send,
+        reply: Reply,
     ) -> None:
-        gateway = self.gateway
+        gateway, headers = self.gateway, request.headers
         try:
             fields = decode(body)
         except BodyError as error:
@@ -133,7 +118,7 @@ class App:
         call = Call(
             api=api,
             dialect=dialect,
-            path=target,
+            path=request.target,
             headers=headers,
             body=body,
             fields=fields,
@@ -144,7 +129,7 @@ class App:
         estimated = self._let_in(call)
         gateway.metrics.arrived(tenant)
         gateway.retry_budget.earn()
-        relay = Relay(gateway, call, send)
+        relay = Relay(gateway, call, reply)
         try:
             await relay.run()
         finally:
@@ -200,33 +185,13 @@ class App:
             tenant = _tenant_name(headers.get(wire.TENANT_HEADER)) or tenant
         return tenant, gateway.keys is None
 
-    def _headers(self, raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
-        most = self.gateway.settings.server.max_header_kib << 10
-        if sum(len(name) + len(value) for name, value in raw) > most:
-            raise GatewayError(431, f"the headers are longer than {most >> 10} KiB")
-        return {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
-
-    async def _body(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
+    async def _body(self, request: Request) -> bytes:
         settings = self.gateway.settings.server
-        most = settings.max_body_mib << 20
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > most:
-            raise GatewayError(413, f"the body is longer than {settings.max_body_mib} MiB")
-        parts: list[bytes] = []
-        size = 0
         try:
-            async with asyncio.timeout(settings.body_timeout_s):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _Left
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > most:
-                        text = f"the body is longer than {settings.max_body_mib} MiB"
-                        raise GatewayError(413, text)
-                    if not message.get("more_body", False):
-                        return parts[0] if len(parts) == 1 else b"".join(parts)
+            return await request.body(settings.max_body_mib << 20, settings.body_timeout_s)
+        except BodyTooLong:
+            text = f"the body is longer than {settings.max_body_mib} MiB"
+            raise GatewayError(413, text) from None
         except TimeoutError:
             text = f"the body did not come within {settings.body_timeout_s:g} s"
             raise GatewayError(408, text) from None
@@ -246,53 +211,10 @@ class App:
         return 200, "text/plain; version=0.0.4; charset=utf-8", self.gateway.metrics.page()
 
 
-def _target(scope: Scope) -> str:
-    """Path and query as they came: an engine must not decode what was decoded here already."""
-    query: bytes = scope["query_string"]
-    target: bytes = scope["raw_path"] + (b"?" + query if query else b"")
-    if not target.isascii():
-        raise GatewayError(400, "the path and the query must be percent-encoded")
-    return target.decode("ascii")
-
-
-async def _until_disconnect(work: Any, receive: Receive) -> None:
-    """Does the work, unless its client goes away first."""
-    task = asyncio.current_task()
-    assert task is not None
-    gone = asyncio.ensure_future(receive())
-    left: list[bool] = []
-
-    def leave(future: asyncio.Future[Any]) -> None:
-        if not future.cancelled() and not left:
-            left.append(True)
-            task.cancel()
-
-    gone.add_done_callback(leave)
-    try:
-        await work
-    except asyncio.CancelledError:
-        if not left:
-            raise
-        task.uncancel()
-    finally:
-        left.append(False)
-        gone.cancel()
-
-
-async def _answer(
-    send: Send,
-    status: int,
-    content_type: str,
-    data: bytes,
-    headers: list[tuple[bytes, bytes]] | None = None,
+def _answer(
+    reply: Reply, status: int, content_type: str, data: bytes, headers: Headers | None = None
 ) -> None:
-    head = [
-        (b"content-type", content_type.encode()),
-        (b"content-length", str(len(data)).encode()),
-        *(headers or []),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": data})
+    reply.respond(status, [(b"content-type", content_type.encode()), *(headers or [])], data)
 
 
 def _tenant_name(value: str | None) -> str | None:

@@ -52,7 +52,8 @@ class Fields(msgspec.Struct, kw_only=True, gc=False):
 
     model: str | None = None
     stream: bool | None = None
-    messages: Raw = _ABSENT
+    messages: list[Raw] = []
+    """Empty also if they are no list, or of too many parts."""
     input: Raw = _ABSENT
     prompt: Raw = _ABSENT
     system: Raw = _ABSENT
@@ -84,7 +85,12 @@ class Fields(msgspec.Struct, kw_only=True, gc=False):
         return None
 
 
+class _NotTakenApart(Fields, kw_only=True, gc=False):
+    messages: Raw = _ABSENT  # type: ignore[assignment]  # forgotten before anybody sees it
+
+
 _FIELDS: Final = msgspec.json.Decoder(Fields)
+_LESS: Final = msgspec.json.Decoder(_NotTakenApart)
 _SCALAR: Final[msgspec.json.Decoder[Scalar]] = msgspec.json.Decoder(Scalar)
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, Raw])
 _MEMBERS_OR_TEXT: Final = msgspec.json.Decoder(dict[str, Raw] | str)
@@ -94,7 +100,7 @@ _ITEMS: Final = msgspec.json.Decoder(list[Raw])
 def decode(body: bytes) -> Fields:
     """The fields of a JSON object; BodyError if it is none or cannot be routed."""
     try:
-        fields = _read(_FIELDS, body)
+        fields = _fields(body)
     except msgspec.ValidationError as error:
         place = _PLACE.search(str(error))
         reason = _PLACE.sub("", str(error))
@@ -106,6 +112,18 @@ def decode(body: bytes) -> Fields:
         reason = str(error) if isinstance(error, msgspec.MsgspecError) else type(error).__name__
         raise BodyError(f"the body is not valid JSON: {reason}") from None
     fields.body = Raw(body)
+    return fields
+
+
+def _fields(body: bytes) -> Fields:
+    if not _too_many_parts(body):
+        try:
+            return _read(_FIELDS, body)
+        except msgspec.ValidationError as error:
+            if not str(error).endswith("`$.messages`"):
+                raise
+    fields: Fields = _read(_LESS, body)
+    fields.messages = []
     return fields
 
 

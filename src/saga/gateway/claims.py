@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 from saga.gateway.body import Scalar
 from saga.gateway.locations import (
     DECODED,
+    HEADERS,
     Condition,
     Reader,
     Request,
@@ -64,14 +65,11 @@ class Finder:
         self._deadline_ms = _readers(family.deadline_ms)
         self._compaction = _conditions(family.compaction)
         self._when = _conditions(family.when)
-        self._headers, self._fields, self._elsewhere = _places(family)
-
-    def may_find(self, request: Request) -> bool:
-        """False if nothing is there that could tell the family's session: the usual case, cheap."""
-        if self._elsewhere or not self._headers.isdisjoint(request.headers):
-            return True
-        fields = request.fields
-        return any(getattr(fields, name) for name in self._fields)
+        self._tells_no_more = not any(
+            (family.annotates, family.agent, family.workflow, family.hint, family.parent,
+             family.agent_type, family.final, family.deadline_ms, family.compaction)
+        )  # fmt: skip
+        self.places = _places(family)
 
     def find(self, request: Request) -> Claim | None:
         """None if the family says nothing of the request."""
@@ -85,6 +83,8 @@ class Finder:
                 return None
         if self._when and not any(holds(request) for holds in self._when):
             return None
+        if self._tells_no_more:
+            return Claim(self.family, session)
         agent = _read(self._agent, request, identifier) if session is not None else None
         workflow = _read(self._workflow, request, identifier)
         parent = _read(self._parent, request, identifier)
@@ -112,28 +112,64 @@ class Finder:
         return _read(self._hint, request, identifier)
 
 
+class Finders:
+    """Finders in the order of their precedence."""
+
+    def __init__(self, finders: Iterable[Finder]) -> None:
+        self._finders = tuple(finders)
+        self._always: set[int] = set()
+        """Numbers of those that look in places beside these two."""
+        self._by_header: dict[str, set[int]] = {}
+        self._by_field: dict[str, set[int]] = {}
+        for number, finder in enumerate(self._finders):
+            if finder.places.elsewhere:
+                self._always.add(number)
+            for name in finder.places.headers:
+                self._by_header.setdefault(name, set()).add(number)
+            for name in finder.places.fields:
+                self._by_field.setdefault(name, set()).add(number)
+
+    def that_may_find(self, request: Request) -> list[Finder]:
+        """Those to which something is said at all: few."""
+        numbers = set(self._always)
+        for name in self._by_header.keys() & request.headers.keys():
+            numbers |= self._by_header[name]
+        for name, some in self._by_field.items():
+            if getattr(request.fields, name):
+                numbers |= some
+        return [self._finders[number] for number in sorted(numbers)]
+
+
 def _above(agent: str) -> str:
     """The parent of an agent that is written as a path."""
     return agent.rpartition("/")[0] if agent.startswith("/") else ""
 
 
-def _places(family: Family) -> tuple[frozenset[str], tuple[str, ...], bool]:
-    """Headers and body fields in which a family says what makes it count, and whether it may say so
-    elsewhere."""
+class Places(NamedTuple):
+    """Where a family says what makes it count."""
+
+    headers: frozenset[str]
+    fields: frozenset[str]
+    """Of the body."""
+    elsewhere: bool
+    """Whether it may say so in further places."""
+
+
+def _places(family: Family) -> Places:
     told = family.session
     if family.annotates:
         told += family.workflow + family.agent_type + family.final + family.deadline_ms
-    headers, fields, elsewhere = set(), dict[str, None](), False
+    headers, fields, elsewhere = set(), set(), False
     for location in told:
         kind, _, path = location.partition(":")
         name = path.partition(".")[0]
-        if kind == "header":
-            headers.add(name.lower())
+        if kind in HEADERS:
+            headers.add(HEADERS[kind] or name.lower())
         elif kind == "body" and name in DECODED:
-            fields[name] = None
+            fields.add(name)
         else:
             elsewhere = True
-    return frozenset(headers), tuple(fields), elsewhere
+    return Places(frozenset(headers), frozenset(fields), elsewhere)
 
 
 def _readers(locations: Sequence[str]) -> tuple[Reader, ...]:

@@ -10,8 +10,6 @@ from typing import Final, NamedTuple, cast
 
 import httptools
 
-_JOINED: Final = 64 * 1024
-"""Shorter bodies go out in one piece with their head."""
 _SLICE: Final = 256 * 1024
 """Longer bodies are handed to the system in slices of so many bytes, each when the one before has
 gone: a transport would keep a copy of all that an engine does not read."""
@@ -93,8 +91,8 @@ class Connection(asyncio.Protocol):
         self._overhead = 0
         if not body:
             self._transport.write(head)
-        elif len(body) < _JOINED:
-            self._transport.write(head + body)
+        elif len(body) < _SLICE:
+            self._transport.writelines((head, body))
         else:
             self._transport.write(head)
             self._unsent = memoryview(body)

@@ -160,7 +160,11 @@ class Control:
 
     def _list_engines(self) -> list[dict[str, Any]]:
         fleet, now = self._gateway.fleet, self._gateway.host.now
-        return [_engine(engine, now) for engine in fleet.engines.values()]
+        told = self._gateway.kv_events.told
+        return [
+            {**_engine(engine, now), "kv_events": told(engine.name)}
+            for engine in fleet.engines.values()
+        ]
 
     def _change_engines(self, verb: str, rest: list[str], body: bytes) -> Answer:
         fleet = self._gateway.fleet

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from saga.clock import Clock
 from saga.gateway.breaker import Breaker, BreakerLimits, BreakerState, is_failure
 from saga.gateway.discovery import Source, engine_url
+from saga.gateway.kv_events import KvEvents
 from saga.gateway.probe import PROBE_TIMEOUTS, EngineInfo, probe
 from saga.gateway.scrape import LoadSample, scrape
 from saga.gateway.upstream import Timeouts, Upstream, UpstreamError
@@ -69,7 +70,8 @@ class Fleet:
 
     The data path says how its requests fare with ``note_sent``, ``note_success`` and
     ``note_failure``. A breaker never takes out the last engine: if all of them would refuse, none
-    does. All methods are to be called from the event loop's thread.
+    does. ``kv_events`` follows each engine from its probe until it is gone. All methods are to be
+    called from the event loop's thread.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Fleet:
         clock: Clock,
         rng: Random,
         api_key: str | None = None,
+        kv_events: KvEvents | None = None,
         limits: FleetLimits = FleetLimits(),
     ) -> None:
         self.engines: dict[str, LiveEngine] = {}
@@ -89,6 +92,7 @@ class Fleet:
         self._clock = clock
         self._rng = rng
         self._api_key = api_key
+        self._kv_events = kv_events
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._started = False
         self._listed: frozenset[str] = frozenset()
@@ -107,6 +111,8 @@ class Fleet:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._kv_events is not None:
+            await self._kv_events.stop()
 
     # ---- which engines there are
 
@@ -140,6 +146,7 @@ class Fleet:
     def remove(self, name: str) -> None:
         """Forgets it with all that it runs. Raises KeyError."""
         live = self.engines.pop(name)
+        self._leave_events(live)
         if (task := self._tasks.pop(name, None)) is not None:
             task.cancel()
         self._tell()  # before what it held is placed again: others may come in for it
@@ -239,6 +246,8 @@ class Fleet:
             live.state = "up"
             live.breaker = Breaker(self.limits.breaker)
             self._lives(live)
+            if self._kv_events is not None:
+                self._kv_events.follow(live.name, info.kv_event_endpoints)
             logger.info("engine %s is up: %s", live.name, " ".join((info.kind, *info.notes)))
 
     async def _scrape(self, live: LiveEngine) -> None:
@@ -266,6 +275,11 @@ class Fleet:
         else:
             live.state = "down"
             live.sample = None
+            self._leave_events(live)
+
+    def _leave_events(self, live: LiveEngine) -> None:
+        if self._kv_events is not None:
+            self._kv_events.leave(live.name)
 
     def _known(self, live: LiveEngine) -> bool:
         """Whether it was not removed while we waited for it."""

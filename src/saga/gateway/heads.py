@@ -77,13 +77,22 @@ def request_head(
     lines.append("accept-encoding: identity")
     if body or method in _WITH_BODY:
         lines.append(f"content-length: {len(body or b'')}")
-    return b"\r\n".join(map(_line, lines)) + b"\r\n\r\n"
+    text = "\r\n".join(lines)
+    if len(_NO_LINE.findall(text)) != 2 * (len(lines) - 1):
+        # What comes after it would be another header, or another request.
+        raise ValueError("a request header has no line breaks and no zero codes")
+    return _encoded(text, lines) + b"\r\n\r\n"
+
+
+def _encoded(text: str, lines: list[str]) -> bytes:
+    """The bytes that a client's headers were read from; only text of our own can be no latin-1."""
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError:
+        return b"\r\n".join(map(_line, lines))
 
 
 def _line(text: str) -> bytes:
-    """The bytes that a client's header was read from; only text of our own can be no latin-1."""
-    if _NO_LINE.search(text):  # the rest would be another header, or another request
-        raise ValueError("a request header has no line breaks and no zero codes")
     try:
         return text.encode("latin-1")
     except UnicodeEncodeError:

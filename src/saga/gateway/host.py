@@ -94,7 +94,8 @@ class Host:
     @property
     def now(self) -> int:
         """Microseconds; never before the last event."""
-        return max(self._clock.now_us(), self.scheduler.state.now)
+        now, last = self._clock.now_us(), self.scheduler.state.now
+        return now if now > last else last
 
     def tell(self, event: ev.Event) -> None:
         """Passes an event on and does what follows."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -12,7 +11,7 @@ from urllib.parse import unquote
 from msgspec import Raw
 
 from saga.gateway.body import Fields, items
-from saga.gateway.claims import Claim, Finder
+from saga.gateway.claims import Claim, Finder, Finders
 from saga.gateway.lineage import Followed, Lineages
 from saga.gateway.locations import MAX_ID, Request, count, identifier
 from saga.gateway.memory import TenantLru
@@ -31,8 +30,7 @@ MAX_TOOLS: Final = 32
 MAX_DURATIONS: Final = 4_096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class Identity(NamedTuple):
     """Ids are as the client wrote them, unique within its tenant only."""
 
     workflow: str
@@ -101,7 +99,7 @@ class Identifier:
         own = [family for family in FAMILIES if family.tier == "1"]
         rules = [operator] if extra_headers or mapping else []
         others = [family for family in FAMILIES if family.tier != "1"]
-        self._finders = [Finder(family) for family in (*own, *rules, *others)]
+        self._finders = Finders(Finder(family) for family in (*own, *rules, *others))
         self._lineage = Finder(LINEAGE)
 
     def identify(
@@ -112,8 +110,8 @@ class Identifier:
         retry = bool(count(headers.get(RETRY_HEADER)))
         asked = Asked(tenant, request, api, now_us, retry)
         notes: list[Claim] = []
-        for finder in self._finders:
-            claim = finder.find(request) if finder.may_find(request) else None
+        for finder in self._finders.that_may_find(request):
+            claim = finder.find(request)
             if claim is None:
                 continue
             if claim.session is None:
@@ -145,6 +143,7 @@ class Identifier:
             session = self._responses.get(asked.tenant, claim.session)
             if session is None or self._known.get(asked.tenant, session) is None:
                 return None
+            self._lineages.go_on(asked.tenant, session)
             return claim._replace(session=session)
         if claim.family.through == "lineage":
             key = claim.session
@@ -236,7 +235,7 @@ def _kind(headers: Mapping[str, str], claim: Claim, parent: str | None) -> str:
 def _messages(fields: Fields, api: str) -> list[Raw]:
     """The items of the conversation; a text counts as one. Other inputs are no conversation."""
     if fields.messages:
-        return items(fields.messages)
+        return fields.messages
     if fields.input and api == "responses":
         return items(fields.input) or [fields.input]
     return [fields.prompt] if fields.prompt else []

@@ -31,6 +31,10 @@ class Verdict:
         return self.exceeded is None
 
 
+UNLIMITED: Final = Verdict(headers={})
+"""Of tenants that have no limits."""
+
+
 class _Bucket:
     """Holds a minute's worth, starts full. ``level`` counts 1/60,000,000 of a unit, so that filling
     by ``per_min`` each microsecond is exact; below 0 it is in debt."""
@@ -92,6 +96,9 @@ class Limits:
         One that is let in must be given to ``release`` when it ends; a refused one costs nothing.
         """
         requests, budget = self._requests.get(tenant), self._tokens.get(tenant)
+        if requests is None and budget is None and tenant not in self._max_concurrent:
+            self._under_way[tenant] += 1
+            return UNLIMITED
         for bucket in (requests, budget):
             if bucket:
                 bucket.fill(now_us)

@@ -1,7 +1,7 @@
 """Tells sessions apart by what they say, for clients that send no id.
 
 A client repeats its conversation with every request, so a session is a growing chain of messages.
-Every prefix of every chain is remembered by its digest, and a request belongs to the session that
+Every prefix of every chain is remembered by its hash, and a request belongs to the session that
 holds its longest known prefix, if it continues it:
 
 - all of the session's messages, the model's answer, and more: the next step;
@@ -22,7 +22,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Final, NamedTuple
 
 import msgspec
@@ -32,12 +31,14 @@ from saga.gateway.memory import TenantLru
 
 MAX_MESSAGES: Final = 20_000
 """A longer chain is not followed."""
-DIGESTS_PER_SESSION: Final = 8
+HASHES_PER_SESSION: Final = 8
 """Remembered on average; the ones used least recently are forgotten."""
 REPEAT_US: Final = 1_800_000_000
 """Within it a repeated first request is a retry, after it a new conversation. Clients of the OpenAI
 API wait for 10 minutes before they try again."""
 
+_MARKER: Final = b'"cache_control"'
+_MARKED: Final = 128
 _CACHE_CONTROL: Final = re.compile(
     rb',\s*"cache_control"\s*:\s*(?:null|\{[^{}]*\})'
     rb'|"cache_control"\s*:\s*(?:null|\{[^{}]*\})\s*,?\s*'
@@ -63,6 +64,8 @@ class Chain:
     """Of its first request, or of its parent's: what other conversations may begin with as well."""
     length: int
     seen_us: int
+    went_on: bool = False
+    """By steps that did not repeat its messages: its opening, said again, begins another one."""
 
 
 class _Speaker(msgspec.Struct):
@@ -79,8 +82,8 @@ class Lineages:
     def __init__(self, max_sessions: int, new_id: Callable[[], str]) -> None:
         self._new_id = new_id
         self._chains: TenantLru[str, Chain] = TenantLru(max_sessions)
-        self._sessions: TenantLru[bytes, str] = TenantLru(max_sessions * DIGESTS_PER_SESSION)
-        """By digest of a prefix: the session that held it last."""
+        self._sessions: TenantLru[int, str] = TenantLru(max_sessions * HASHES_PER_SESSION)
+        """By hash of a prefix: the session that held it last."""
 
     def follow(
         self,
@@ -104,8 +107,8 @@ class Lineages:
         said = messages[start:]
         if not 0 < len(said) <= MAX_MESSAGES:
             return None
-        digests = _digests(partition, [*preamble, *messages[:start]], said)
-        depth, session, chain = self._longest(tenant, digests)
+        hashes = _hashes(partition, [*preamble, *messages[:start]], said)
+        depth, session, chain = self._longest(tenant, hashes)
         if chain is not None and _continues(chain, depth, said, now_us, retry):
             if depth < len(said):
                 chain.length = len(said)
@@ -113,17 +116,23 @@ class Lineages:
             followed = Followed(session)
         else:
             followed = self._begin(tenant, session, chain, depth, len(said), now_us, name)
-        self._remember(tenant, digests, depth, followed.session)
+        self._remember(tenant, hashes, depth, followed.session)
         return followed
+
+    def go_on(self, tenant: str, session: str) -> None:
+        """The session took a step that does not repeat its conversation."""
+        chain = self._chains.get(tenant, session)
+        if chain is not None:
+            chain.went_on = True
 
     def forget(self, tenant: str, session: str) -> None:
         """What the session said leads nowhere any more."""
         self._chains.pop(tenant, session)
 
-    def _longest(self, tenant: str, digests: list[bytes]) -> tuple[int, str, Chain | None]:
+    def _longest(self, tenant: str, hashes: list[int]) -> tuple[int, str, Chain | None]:
         """The longest known prefix: its number of messages, its session and that one's chain."""
-        for depth in range(len(digests), 0, -1):
-            session = self._sessions.get(tenant, digests[depth - 1])
+        for depth in range(len(hashes), 0, -1):
+            session = self._sessions.get(tenant, hashes[depth - 1])
             if session is not None:
                 chain = self._chains.get(tenant, session)
                 if chain is not None:
@@ -147,38 +156,34 @@ class Lineages:
         self._chains.put(tenant, name, Chain(base, length, now_us))
         return Followed(name, found if forks else None)
 
-    def _remember(self, tenant: str, digests: list[bytes], depth: int, session: str) -> None:
+    def _remember(self, tenant: str, hashes: list[int], depth: int, session: str) -> None:
         """Prefixes that were known stay with their session, but for the whole of the request."""
-        for digest in digests[: min(depth, len(digests) - 1)]:
-            self._sessions.get(tenant, digest)
-        for digest in digests[min(depth, len(digests) - 1) :]:
-            self._sessions.put(tenant, digest, session)
+        for prefix in hashes[min(depth, len(hashes) - 1) :]:
+            self._sessions.put(tenant, prefix, session)
 
 
 def _continues(chain: Chain, depth: int, said: Sequence[Raw], now_us: int, retry: bool) -> bool:
     """Whether a request with ``depth`` messages of a chain is its next step, or its last again."""
     if depth == len(said):
-        recent = depth > chain.base or now_us - chain.seen_us <= REPEAT_US
-        return retry or (depth == chain.length and recent)
+        opening = depth <= chain.base
+        over = opening and (chain.went_on or now_us - chain.seen_us > REPEAT_US)
+        return retry or (depth == chain.length and not over)
     if depth == chain.length:
         return depth > chain.base or _by_model(said[depth])
     edited = depth == chain.length - 1 and len(said) > chain.length
     return edited and _by_model(said[chain.length])
 
 
-def _digests(
+def _hashes(
     partition: Sequence[str], preamble: Sequence[Raw], messages: Sequence[Raw]
-) -> list[bytes]:
-    """One digest for each prefix of the messages: of the digest before it and the last message."""
-    digest = _digest(msgspec.json.encode(partition))
-    for part in preamble:
-        digest = _digest(digest + canonical(part))
-    digest = _digest(digest)  # so that a preamble is no message
-    return [digest := _digest(digest + canonical(message)) for message in messages]
+) -> list[int]:
+    """One for each prefix of the messages: of the hash before it and the last message.
 
-
-def _digest(text: bytes) -> bytes:
-    return sha256(text).digest()[:16]
+    Python's own, which is keyed anew in each process and fast: 64 bits tell apart what one tenant
+    says, and nothing is looked up across tenants.
+    """
+    last = hash((*partition, *map(canonical, preamble), None))  # a preamble is no message
+    return [last := hash((last, canonical(message))) for message in messages]
 
 
 def canonical(message: Raw) -> bytes:
@@ -187,9 +192,11 @@ def canonical(message: Raw) -> bytes:
     A marker needs a list of blocks to stand in, so that a text may turn into a list of one block.
     """
     text = bytes(message)
-    if b'"cache_control"' in text:
+    blocks = text.find(b"[", 0, 64) >= 0
+    # Beside a plain text, a marker stands at its end: to search long texts takes time.
+    if (blocks or _MARKER in text[-_MARKED:]) and _MARKER in text:
         text = _CACHE_CONTROL.sub(b"", text)
-    if text.find(b"[", 0, 64) >= 0 and (lone := _LONE_TEXT.match(text)):
+    if blocks and (lone := _LONE_TEXT.match(text)):
         text = b"".join((lone[1], lone[2], text[lone.end() :]))
     return text
 

@@ -33,7 +33,9 @@ MAX_HEADER: Final = 16_384
 _VENDOR: Final = re.compile(r"x-[a-z0-9-]+-session-id")
 _PLAUSIBLE: Final = re.compile(r"[A-Za-z0-9_.:-]{8,}")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
-DECODED: Final = frozenset(Fields.__struct_fields__) - {"body", "model", "stream"}
+HEADERS: Final = {"header": "", "baggage": "baggage", "trace": "traceparent"}
+"""Kinds of locations that are in one header, and in which; empty: the one named."""
+DECODED: Final = frozenset(Fields.__struct_fields__) - {"body", "messages", "model", "stream"}
 """Body fields that are there as ``Raw``; others are searched for."""
 
 
@@ -57,9 +59,9 @@ def reader(location: str) -> Reader:
     if kind == "body" and name and all(keys):
         return _body(name, keys)
     if kind == "baggage" and path:
-        return lambda request: _baggage(request.headers.get("baggage"), path)
+        return lambda request: _baggage(request.headers.get(HEADERS["baggage"]), path)
     if location == "trace:id":
-        return lambda request: _trace(request.headers.get("traceparent"))
+        return lambda request: _trace(request.headers.get(HEADERS["trace"]))
     if location == "vendor:session":
         return lambda request: _vendor(request.headers)
     raise ValueError(f"not a location: {location!r}; write header:NAME or body:FIELD.FIELD")

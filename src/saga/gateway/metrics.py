@@ -4,11 +4,20 @@ units; no label grows with clients' ids, and tenants beyond a cap share one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.utils import floatToGoString
 
 from saga.gateway.answer import Usage
 
@@ -23,88 +32,110 @@ OUTCOMES = ("finished", "rejected", "cancelled", "failed")
 
 
 class Metrics:
-    """Counters that the data path writes; everything else is read when somebody asks."""
+    """Counts that the data path writes as plain numbers; everything is put into words only when
+    somebody asks, as all runs on one thread."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self.registry = registry = CollectorRegistry()
-        self._arrived = Counter(
-            "saga_requests_arrived", "Requests to language models", ["tenant"], registry=registry
-        )
-        self._ended = Counter(
-            "saga_requests_ended", "By how they ended", ["tenant", "outcome"], registry=registry
-        )
-        self.refused = Counter(
-            "saga_requests_refused",
-            "Turned away before they were a request",
-            ["status"],
-            registry=registry,
-        )
-        self.retries = Counter(
-            "saga_retries", "Requests sent to an engine again", registry=registry
-        )
-        self.ttft = Histogram(
-            "saga_step_ttft_seconds", "Arrival to first byte", buckets=SECONDS, registry=registry
-        )
-        self.held = Histogram(
-            "saga_step_queue_seconds", "Arrival to an engine", buckets=SECONDS, registry=registry
-        )
-        self.task = Histogram(
-            "saga_task_completion_seconds",
-            "Workflow, first arrival to end",
-            buckets=(*SECONDS, 10_000),
-            registry=registry,
-        )
-        self._source = Counter(
-            "saga_identity_source", "By what told the session", ["source"], registry=registry
-        )
-        self._rehit = Counter(
-            "saga_session_rehit",
-            "Resumed sessions by how much KV was there",
-            ["result"],
-            registry=registry,
-        )
-        self._tokens = Counter(
-            "saga_tokens", "As engines counted them", ["kind"], registry=registry
-        )
-        self._prompt = self._tokens.labels("prompt")
-        self._output = self._tokens.labels("output")
-        self._cached = self._tokens.labels("cached")
-        self._tenants: dict[str, tuple[Counter, dict[str, Counter]]] = {}
-        """Counters of arrived, and by outcome: looking them up by labels is slow."""
+        self.registry = CollectorRegistry()
+        self.refused: Counter[int] = Counter()
+        """By status."""
+        self.num_retries = 0
+        self.ttft = Distribution(SECONDS)
+        self.held = Distribution(SECONDS)
+        self.task = Distribution((*SECONDS, 10_000))
+        self._tenants: dict[str, dict[str, int]] = {}
+        """Requests that arrived, and by outcome."""
+        self._sources: Counter[str] = Counter()
+        self._rehits: Counter[str] = Counter()
+        self._prompt_tokens = self._output_tokens = self._cached_tokens = 0
+        self.registry.register(self)
         self.registry.register(_Now(gateway))
 
     def page(self) -> bytes:
         return generate_latest(self.registry)
 
     def arrived(self, tenant: str) -> None:
-        self._of(tenant)[0].inc()
+        self._of(tenant)["arrived"] += 1
 
     def ended(self, tenant: str, outcome: str) -> None:
-        self._of(tenant)[1][outcome].inc()
+        self._of(tenant)[outcome] += 1
+
+    def totals(self, counts: Callable[[str], bool]) -> dict[str, int]:
+        """Requests that arrived, and by outcome, of the tenants that count."""
+        found = [told for tenant, told in self._tenants.items() if counts(tenant)]
+        return {what: sum(told[what] for told in found) for what in ("arrived", *OUTCOMES)}
 
     def answered(self, usage: Usage, source: str, *, resumed: bool) -> None:
         """An answer came whole. ``resumed``: its session had a step before."""
-        self._source.labels(source).inc()
-        self._output.inc(usage.output_tokens or 0)
+        self._sources[source] += 1
+        self._output_tokens += usage.output_tokens or 0
         if usage.prompt_tokens is None:
             return
-        self._prompt.inc(usage.prompt_tokens)
+        self._prompt_tokens += usage.prompt_tokens
         if usage.cached_tokens is None:
             return
-        self._cached.inc(usage.cached_tokens)
+        self._cached_tokens += usage.cached_tokens
         if resumed:
             share = usage.cached_tokens / max(1, usage.prompt_tokens)
-            result = "full" if share >= 0.8 else "partial" if share >= 0.2 else "miss"
-            self._rehit.labels(result).inc()
+            self._rehits["full" if share >= 0.8 else "partial" if share >= 0.2 else "miss"] += 1
 
-    def _of(self, tenant: str) -> tuple[Counter, dict[str, Counter]]:
+    def _of(self, tenant: str) -> dict[str, int]:
         known = self._tenants.get(tenant)
         if known is None:
             if len(self._tenants) >= MAX_TENANTS and tenant != OTHER:
                 return self._of(OTHER)
-            ended = {outcome: self._ended.labels(tenant, outcome) for outcome in OUTCOMES}
-            known = self._tenants[tenant] = self._arrived.labels(tenant), ended
+            known = self._tenants[tenant] = dict.fromkeys(("arrived", *OUTCOMES), 0)
         return known
+
+    def collect(self) -> Iterable[Metric]:
+        arrived = CounterMetricFamily(
+            "saga_requests_arrived", "Requests to language models", labels=["tenant"]
+        )
+        ended = CounterMetricFamily(
+            "saga_requests_ended", "By how they ended", labels=["tenant", "outcome"]
+        )
+        for tenant, counts in self._tenants.items():
+            arrived.add_metric([tenant], counts["arrived"])
+            for outcome in OUTCOMES:
+                ended.add_metric([tenant, outcome], counts[outcome])
+        yield from (arrived, ended)
+        yield _by(
+            "saga_requests_refused", "Turned away before they were a request", "status",
+            {str(status): count for status, count in self.refused.items()},
+        )  # fmt: skip
+        yield _counter("saga_retries", "Requests sent to an engine again", self.num_retries)
+        yield self.ttft.metric("saga_step_ttft_seconds", "Arrival to first byte")
+        yield self.held.metric("saga_step_queue_seconds", "Arrival to an engine")
+        yield self.task.metric("saga_task_completion_seconds", "Workflow, first arrival to end")
+        yield _by("saga_identity_source", "By what told the session", "source", self._sources)
+        yield _by(
+            "saga_session_rehit", "Resumed sessions by how much KV was there", "result",
+            self._rehits,
+        )  # fmt: skip
+        kinds = {
+            "prompt": self._prompt_tokens,
+            "output": self._output_tokens,
+            "cached": self._cached_tokens,
+        }
+        yield _by("saga_tokens", "As engines counted them", "kind", kinds)
+
+
+class Distribution:
+    """Values by the bounds that they do not exceed."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def metric(self, name: str, text: str) -> Metric:
+        bounds = (*map(floatToGoString, self._bounds), "+Inf")
+        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
+        return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self._sum)
 
 
 class _Now:
@@ -150,15 +181,20 @@ class _Now:
         kept = GaugeMetricFamily(
             "saga_kv_resident_tokens", "KV of unfinished sessions", labels=["engine"]
         )
+        told = CounterMetricFamily(
+            "saga_kv_events", "What engines published of their KV", labels=["engine", "kind"]
+        )
         now = gateway.host.now
         for name, engine in gateway.fleet.engines.items():
             up.add_metric([name], engine.state == "up")
             breaker.add_metric([name], not engine.breaker.allows(now))
+            for kind, count in gateway.kv_events.counts(name).items():
+                told.add_metric([name, kind], count)
             known = state.engines.get(name)
             if known is not None:
                 running.add_metric([name], len(known.requests))
                 kept.add_metric([name], known.resident_tokens)
-        yield from (up, breaker, running, kept)
+        yield from (up, breaker, running, kept, told)
 
     def _tenants(self) -> Iterable[Metric]:
         lag = GaugeMetricFamily(
@@ -179,3 +215,10 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 def _counter(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(name, text, value=value)
+
+
+def _by(name: str, text: str, label: str, counts: Mapping[str, float]) -> Metric:
+    metric = CounterMetricFamily(name, text, labels=[label])
+    for value, count in counts.items():
+        metric.add_metric([value], count)
+    return metric

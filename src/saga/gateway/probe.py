@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from saga import wire
+from saga.gateway.kv_events import reachable
 from saga.gateway.scrape import PAGE_LIMIT, parse_kv_capacity
 from saga.gateway.upstream import Timeouts, Upstream, UpstreamError
 
@@ -21,9 +23,11 @@ HINTS = "hints"
 """It obeys the hints in requests."""
 METRICS = "metrics"
 KV_EVENTS = "kv_events"
+"""It publishes what becomes of its KV, where the gateway can follow."""
 
 PROBE_TIMEOUTS = Timeouts(connect_s=5.0, first_byte_s=10.0, chunk_s=10.0, total_s=15.0)
 MAX_MODELS = 1_000
+MAX_RANKS = 64
 
 _NO_MODELS = "It does not list its models, so that requests for any are sent to it."
 _NO_KEY = "It refuses the API key."
@@ -32,6 +36,10 @@ _NO_CAPACITY = "It does not tell the size of its KV memory: the configured size 
 _NO_SEQS = "It does not tell how many requests it runs at once: the configured number is assumed."
 _NO_CONTROL = "It has no SAGA plugin: its own policy decides which KV it keeps."
 _NO_EVENTS = "It publishes no KV events: evictions show only in the usage of later answers."
+_FAR_EVENTS = (
+    "It publishes KV events, but on no TCP port of its own host: "
+    "evictions show only in the usage of later answers."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +51,8 @@ class EngineInfo:
     kv_capacity_tokens: int | None
     max_num_seqs: int | None
     capabilities: frozenset[str]
+    kv_event_endpoints: tuple[str, ...]
+    """Where to connect to for its KV events, one for each of its publishers."""
     notes: tuple[str, ...]
     """Everything it lacks, each in one sentence."""
 
@@ -66,6 +76,9 @@ class _ServerInfo(msgspec.Struct):
     max_total_num_tokens: int
     max_running_requests: int | None = None
     version: str | None = None
+    kv_events_config: Any = None
+    """A JSON object, as text."""
+    dp_size: Any = None
 
 
 class _Stats(msgspec.Struct):
@@ -73,10 +86,16 @@ class _Stats(msgspec.Struct):
 
     kv_capacity_tokens: int | None = None
     max_num_seqs: int | None = None
+    events_endpoint: str | None = None
 
 
 class _KVEventSource(msgspec.Struct):
     endpoint: str
+
+
+class _SglangEvents(msgspec.Struct):
+    publisher: str = "null"
+    endpoint: str = "tcp://*:5557"
 
 
 async def probe(
@@ -107,7 +126,10 @@ async def probe(
         parse_kv_capacity(page or b""),
     )
     num_seqs = _known(told.max_num_seqs, server.max_running_requests if server else None)
-    found = {CONTROL: stats, HINTS: stats, METRICS: page, KV_EVENTS: events or None}
+    sources = [*events, *_sglang_sources(server), told.events_endpoint]
+    published = [endpoint for endpoint in sources if endpoint is not None]
+    endpoints = [place for place in (reachable(one, url) for one in published) if place is not None]
+    found = {CONTROL: stats, HINTS: stats, METRICS: page, KV_EVENTS: endpoints or None}
     notes = {
         _NO_KEY: status in (401, 403),
         _NO_MODELS: not listed and status not in (401, 403),
@@ -115,7 +137,8 @@ async def probe(
         _NO_CAPACITY: capacity is None,
         _NO_SEQS: num_seqs is None,
         _NO_CONTROL: stats is None,
-        _NO_EVENTS: not events,
+        _NO_EVENTS: not published,
+        _FAR_EVENTS: bool(published) and not endpoints,
     }
     return EngineInfo(
         kind=_kind(listed, server, stats, page),
@@ -124,6 +147,7 @@ async def probe(
         kv_capacity_tokens=capacity,
         max_num_seqs=num_seqs,
         capabilities=frozenset(name for name, what in found.items() if what is not None),
+        kv_event_endpoints=tuple(dict.fromkeys(endpoints))[:MAX_RANKS],
         notes=tuple(note for note, applies in notes.items() if applies),
     )
 
@@ -167,11 +191,24 @@ class _Asker:
             "/get_server_info", _ServerInfo
         )
 
-    async def kv_event_sources(self) -> list[_KVEventSource]:
+    async def kv_event_sources(self) -> list[str]:
         """vLLM 0.32 tells them by rank, other releases in a list."""
         answer = await self.page("/kv_event_sources") or b""
         by_rank = _decode(answer, dict[str, _KVEventSource]) or {}
-        return _decode(answer, list[_KVEventSource]) or [*by_rank.values()]
+        sources = _decode(answer, list[_KVEventSource]) or [*by_rank.values()]
+        return [source.endpoint for source in sources]
+
+
+def _sglang_sources(server: _ServerInfo | None) -> list[str]:
+    """Its ranks publish on ports in a row."""
+    if server is None or not isinstance(server.kv_events_config, str):
+        return []
+    config = _decode(server.kv_events_config.encode(), _SglangEvents) or _SglangEvents()
+    host, _, port = config.endpoint.rpartition(":")
+    if config.publisher == "null" or not re.fullmatch("[0-9]{1,5}", port):
+        return []
+    ranks = server.dp_size if isinstance(server.dp_size, int) else 1
+    return [f"{host}:{int(port) + rank}" for rank in range(min(max(1, ranks), MAX_RANKS))]
 
 
 def _decode(answer: bytes, kind: type[T]) -> T | None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Mapping
 from posixpath import normpath
-from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from typing import TYPE_CHECKING
 
 from saga import wire
 from saga.gateway.body import BodyError, decode
 from saga.gateway.errors import GatewayError
 from saga.gateway.sessions import scoped
 from saga.gateway.upstream import Response, UpstreamError
+from saga.http.exchange import Reply, Request
 
 if TYPE_CHECKING:
     from saga.gateway.service import Gateway
 
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 RESPONSES = "/v1/responses/"
 PASSED = ("/v1/", "/tokenize", "/detokenize", "/rerank", "/score", "/classify", "/pooling")
 """Paths that are passed on; an engine's other routes are its operator's."""
@@ -24,53 +23,44 @@ KEPT = (wire.CONTROL, "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 """Paths among them that change an engine for everybody."""
 
 
-async def proxy(
-    gateway: Gateway,
-    method: str,
-    target: str,
-    headers: Mapping[str, str],
-    body: bytes,
-    tenant: str,
-    send: Send,
-) -> None:
+async def proxy(gateway: Gateway, request: Request, body: bytes, tenant: str, reply: Reply) -> None:
     """Asks one engine and passes its answer on. Stored responses are asked of who holds them; what
     names a session, of its home; the rest, of the engine with the least to do."""
-    path = unquote(target.partition("?")[0])
+    path, headers = request.path, request.headers
     # What something in front of an engine could take for another path is not passed on.
     plain = normpath(path) == (path.rstrip("/") or "/")
     if not plain or not path.startswith(PASSED) or path.startswith(KEPT):
-        raise GatewayError(404, f"{method} {path} is not here")
+        raise GatewayError(404, f"{request.method} {path} is not here")
     engine = _engine_for(gateway, path, headers, body, tenant)
     upstream = gateway.upstream
     try:
         response = await upstream.send(
             gateway.fleet.engines[engine].url,
-            method,
-            target,
+            request.method,
+            request.target,
             gateway.proxy_headers(headers),
             body or None,
             timeouts=gateway.timeouts,
         )
-        await _pass_on(response, send)
+        await _pass_on(response, reply)
     except UpstreamError as error:
         gateway.fleet.note_failure(engine, error)
         raise GatewayError(502, f"engine {engine}: {error}") from None
 
 
-async def _pass_on(response: Response, send: Send) -> None:
+async def _pass_on(response: Response, reply: Reply) -> None:
     """Raises UpstreamError if nothing was sent yet."""
-    chunks = response.chunks()
     try:
-        chunk = await anext(chunks, b"")
-        head = {"type": "http.response.start", "status": response.status}
-        await send({**head, "headers": response.headers})
+        chunk = await response.chunk()
+        reply.start(response.status, response.headers)
         while chunk:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            reply.write(chunk)
+            await reply.drain()
             try:
-                chunk = await anext(chunks, b"")
+                chunk = await response.chunk()
             except UpstreamError as error:  # half a body must not look like a whole one
                 raise ConnectionResetError(str(error)) from error
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        reply.end()
     finally:
         response.abort()
 

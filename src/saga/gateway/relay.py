@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from saga.gateway import errors
 from saga.gateway.answer import AnswerReader, Usage
@@ -20,12 +19,13 @@ from saga.gateway.errors import Dialect, GatewayError
 from saga.gateway.host import LiveRequest, Refused
 from saga.gateway.identity import Identity
 from saga.gateway.sessions import LiveSession
+from saga.gateway.starts import Expected
 from saga.gateway.upstream import Response, UpstreamError
+from saga.http.exchange import Headers, Reply
 
 if TYPE_CHECKING:
     from saga.gateway.service import Gateway
 
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Outcome = Literal["finished", "rejected", "cancelled", "failed"]
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
@@ -33,8 +33,7 @@ BACKOFF_S = 0.1
 MAX_ERROR_BYTES = 65_536
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(NamedTuple):
     """What a client asked for."""
 
     api: str
@@ -66,26 +65,24 @@ class Relay:
     """Serves one call. ``run`` returns when the answer was sent, and raises the GatewayError that
     the caller is to send if nothing was sent yet."""
 
-    def __init__(self, gateway: Gateway, call: Call, send: Send) -> None:
+    def __init__(self, gateway: Gateway, call: Call, reply: Reply) -> None:
         self.outcome: Outcome = "cancelled"
         self.num_tokens: int | None = None
         """What the engine counted, prompt and output."""
         self._gateway = gateway
         self._host = gateway.host
         self._call = call
-        self._send = send
+        self._reply = reply
         self._streams = bool(call.fields.stream)
         self._session: LiveSession
         self._live: LiveRequest
-        self._begun = False
-        """Whether the answer's headers went to the client."""
         self._tells_events = False
         """Whether they said that events follow."""
         self._keepalive: asyncio.Task[None] | None = None
         self._lost: str | None = None
         """Why its engine's work on it ended, when somebody else ended it."""
         self._arrived = 0
-        self._begins: int | None = None
+        self._expected: Expected | None = None
         """When its engine begins with it, as far as can be told."""
         self._uncached = 0
         self._num_tries = 0
@@ -226,7 +223,7 @@ class Relay:
         """Back into the queue, after a moment."""
         engine = self._live.engine
         self._num_tries += 1
-        self._gateway.metrics.retries.inc()
+        self._gateway.metrics.num_retries += 1
         await asyncio.sleep(BACKOFF_S * 2**self._num_tries * random.random())
         if self._live.engine == engine:  # else it was placed anew meanwhile
             self._host.send_again(self._live, reason)
@@ -244,13 +241,13 @@ class Relay:
         cached = min(request.session.resident_tokens, request.prompt_tokens) if at_home else 0
         self._uncached = request.prompt_tokens - cached
         now = host.now
-        self._begins = begins = self._gateway.prefills(engine).send(self._uncached, now)
-        if begins is None:
+        self._expected = expected = self._gateway.prefills(engine).send(self._uncached, now)
+        if expected is None:
             return
-        if begins <= now:
+        if expected.begins <= now:
             host.start(live, cached)
         else:
-            loop, delay = asyncio.get_running_loop(), (begins - now) / 1e6
+            loop, delay = asyncio.get_running_loop(), (expected.begins - now) / 1e6
             loop.call_later(delay, host.start_at, live, engine, cached)
 
     # ---- from the engine to the client
@@ -258,46 +255,43 @@ class Relay:
     async def _pass_on(self, response: Response) -> Usage:
         """The answer, byte for byte; nothing goes to the client before the engine's first byte."""
         name, reader = self._live.engine, AnswerReader(anthropic=self._call.dialect == "anthropic")
-        chunks = response.chunks()
-        chunk = await anext(chunks, b"")
+        chunk = await response.chunk()
         self._stop_keepalive()
         try:
             if response.status >= 400:
-                await self._pass_error(response, chunk, chunks)
+                await self._pass_error(response, chunk)
             self._first_bytes(name)
-            await self._begin(response.status, response.headers)
+            self._begin(response.status, response.headers)
             while chunk:
                 reader.feed(chunk)
                 await self._write(chunk)
-                chunk = await anext(chunks, b"")
+                chunk = await response.chunk()
                 if not self._live.started:  # it was preempted, and resumed now
                     self._host.start(self._live, 0)
         except UpstreamError as error:
             if name is not None:
                 self._gateway.fleet.note_failure(name, error)
             raise GatewayError(502, f"engine {name}: {error}") from error
-        await self._close()
+        self._reply.end()
         if name is not None:
             self._gateway.fleet.note_success(name)
         return reader.usage()
 
-    async def _pass_error(
-        self, response: Response, chunk: bytes, chunks: AsyncIterator[bytes]
-    ) -> None:
+    async def _pass_error(self, response: Response, chunk: bytes) -> None:
         """The engine's own error, untouched; the last event of a stream that has begun."""
         name = self._live.engine
         if name is not None and response.status >= 500:
             self._gateway.fleet.note_failure(name, response.status)
-        if self._begun:
-            while len(chunk) < MAX_ERROR_BYTES and (more := await anext(chunks, b"")):
+        if self._reply.started:
+            while len(chunk) < MAX_ERROR_BYTES and (more := await response.chunk()):
                 chunk += more
             await self._write(errors.relayed(response.status, chunk, self._call.dialect))
         else:
-            await self._begin(response.status, response.headers)
+            self._begin(response.status, response.headers)
             while chunk:
                 await self._write(chunk)
-                chunk = await anext(chunks, b"")
-        await self._close()
+                chunk = await response.chunk()
+        self._reply.end()
         raise _Passed
 
     def _first_bytes(self, engine: str | None) -> None:
@@ -307,9 +301,9 @@ class Relay:
         if engine is None:
             return
         now, prefills = host.now, self._gateway.prefills(engine)
-        if self._begins is not None:
+        if self._expected is not None:
             tell = prefills.first_token if self._streams else prefills.answered
-            tell(self._uncached, self._begins, now)
+            tell(self._uncached, self._expected.prefill, now)
         if self._streams:
             host.first_token(live)
             self._gateway.metrics.ttft.observe((now - self._arrived) / 1e6)
@@ -336,7 +330,7 @@ class Relay:
         while True:
             await asyncio.sleep(self._gateway.settings.server.keepalive_s)
             stream = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
-            await self._begin(200, stream)
+            self._begin(200, stream)
             await self._write(errors.keepalive(self._call.dialect))
 
     def _stop_keepalive(self) -> None:
@@ -344,32 +338,27 @@ class Relay:
             self._keepalive.cancel()
             self._keepalive = None
 
-    async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        if not self._begun:
-            self._begun = True
+    def _begin(self, status: int, headers: Headers) -> None:
+        if not self._reply.started:
             self._tells_events = any(
                 name == b"content-type" and value.startswith(b"text/event-stream")
                 for name, value in headers
             )
             ours = self._gateway.headers_back(self._call, self._live.engine, self._decision)
-            await self._send(
-                {"type": "http.response.start", "status": status, "headers": [*headers, *ours]}
-            )
+            self._reply.start(status, [*headers, *ours])
 
     async def _write(self, chunk: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-
-    async def _close(self) -> None:
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        self._reply.write(chunk)
+        await self._reply.drain()
 
     async def _tell_error(self, error: GatewayError) -> None:
         self._stop_keepalive()
-        if not self._begun:
+        if not self._reply.started:
             raise error
         if not self._tells_events:  # half a body must not look like a whole one
             raise ConnectionResetError(error.message)
         await self._write(errors.sse(error, self._call.dialect))
-        await self._close()
+        self._reply.end()
 
 
 def _of_refusal(refused: Refused) -> GatewayError:

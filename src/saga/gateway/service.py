@@ -8,8 +8,9 @@ import logging
 import random
 from collections import OrderedDict
 from collections.abc import Coroutine, Mapping
+from functools import lru_cache, partial
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from saga import wire
 from saga.clock import Clock, MonotonicClock
@@ -23,12 +24,14 @@ from saga.gateway.fleet import Fleet, FleetLimits, LiveEngine
 from saga.gateway.host import Host, Observe
 from saga.gateway.identity import Identifier
 from saga.gateway.journal import Journal
+from saga.gateway.kv_events import KvEvents
 from saga.gateway.limits import Limits
 from saga.gateway.live import LiveView
 from saga.gateway.metrics import Metrics
 from saga.gateway.probe import HINTS
 from saga.gateway.relay import Call
 from saga.gateway.reload import Loaded
+from saga.gateway.residency import tell
 from saga.gateway.scrape import LoadSample
 from saga.gateway.sessions import LiveSession, Sessions
 from saga.gateway.settings import Settings, TenantSettings
@@ -42,7 +45,15 @@ DEFAULT_KV_TOKENS = 200_000
 REAP_S = 1.0
 USUAL_TENANT = TenantSettings()
 """One of which the settings say nothing."""
-CREDENTIALS = frozenset({"authorization", "x-api-key"})
+SESSION_ONLY = frozenset({wire.ENGINE_SESSION_HEADER})
+OURS = SESSION_ONLY | {"authorization", "x-api-key"}
+"""Headers of clients that no engine gets."""
+SAFE = " !#$&'()*+,-./:;<=>?@[]^_`{|}~"
+"""What a header's value may contain as it is."""
+_SESSION = wire.SESSION_HEADER.encode()
+_SOURCE = wire.SOURCE_HEADER.encode()
+_ENGINE = wire.ENGINE_HEADER.encode()
+_DECISION = wire.DECISION_HEADER.encode()
 
 
 class Gateway:
@@ -78,6 +89,7 @@ class Gateway:
         )
         self.timeouts = Timeouts(**self.settings.timeouts.model_dump())
         self.draining = False
+        self.kv_events = KvEvents(unquote, partial(tell, self.host), self.clock)
         self._prefills: dict[str, PrefillQueue] = {}
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -93,6 +105,7 @@ class Gateway:
             clock=self.clock,
             rng=random.Random(),
             api_key=engines.api_key.get_secret_value() if engines.api_key else None,
+            kv_events=self.kv_events,
             limits=FleetLimits(scrape_s=engines.scrape_s),
         )
         await self.fleet.start()
@@ -143,7 +156,8 @@ class Gateway:
         )
 
     def _note(self, event: ev.Event, actions: list[act.Action]) -> None:
-        self.journal.note(event, actions, self.host.scheduler)
+        if actions:
+            self.journal.note(event, actions, self.host.scheduler)
         self.live.note(event, actions)
         if self._observe is not None:
             self._observe(event, actions)
@@ -171,21 +185,16 @@ class Gateway:
         self, engine: LiveEngine, call: Call, session: LiveSession
     ) -> list[tuple[str, str]]:
         """The client's headers, but for its key, with the session's id and the engine's key."""
-        return self.proxy_headers(call.headers, session=session.id)
+        kept = self.proxy_headers(call.headers)
+        kept.append((wire.ENGINE_SESSION_HEADER, session_value(session.id)))
+        return kept
 
-    def proxy_headers(
-        self, headers: Mapping[str, str], session: str | None = None
-    ) -> list[tuple[str, str]]:
-        """What a client sent, without its key to us; an engine's key is ours to know."""
+    def proxy_headers(self, headers: Mapping[str, str]) -> list[tuple[str, str]]:
+        """What a client sent, without its key to us and its own name for a session: to an engine,
+        two tenants' equal names would be one session. An engine's key is ours to know."""
         key = self.settings.engines.api_key
-        ours = self.keys is not None or key is not None
-        kept = [
-            (name, value)
-            for name, value in end_to_end(headers.items())
-            if not (ours and name in CREDENTIALS)
-        ]
-        if session is not None and wire.ENGINE_SESSION_HEADER not in headers:
-            kept.append((wire.ENGINE_SESSION_HEADER, quote(session, safe="/:#._-")))
+        ours = OURS if self.keys is not None or key is not None else SESSION_ONLY
+        kept = [header for header in end_to_end(headers.items()) if header[0] not in ours]
         if key is not None:
             kept.append(("authorization", f"Bearer {key.get_secret_value()}"))
         return kept
@@ -195,6 +204,8 @@ class Gateway:
         body, fields, info = call.body, call.fields, engine.info
         if fields.saga:
             body = without(body, wire.CONTEXT_FIELD)
+        if fields.session_id:
+            body = without(body, wire.SESSION_FIELD)
         if info is not None and HINTS in info.capabilities:
             given = members(fields.vllm_xargs)
             for name in wire.HINTS:  # nobody pins KV but the scheduler
@@ -202,8 +213,8 @@ class Gateway:
             if fields.vllm_xargs:
                 body = without(body, wire.HINTS_FIELD)
             body = splice(body, {wire.HINTS_FIELD: {**given, **self._hints(session)}})
-        elif info is not None and info.kind == "sglang" and not fields.session_id:
-            body = splice(body, {"session_id": session.id})
+        elif info is not None and info.kind == "sglang":
+            body = splice(body, {wire.SESSION_FIELD: session_value(session.id)})
         return body
 
     def _hints(self, session: LiveSession) -> dict[str, Any]:
@@ -222,12 +233,12 @@ class Gateway:
         if not self.settings.identity.response_headers:
             return []
         told = [
-            (wire.SESSION_HEADER, call.identity.session),
-            (wire.SOURCE_HEADER, call.identity.source),
+            (_SESSION, call.identity.session),
+            (_SOURCE, call.identity.source),
         ]
         if engine is not None:
-            told += [(wire.ENGINE_HEADER, engine), (wire.DECISION_HEADER, decision)]
-        return [(name.encode(), quote(value, safe=SAFE).encode()) for name, value in told]
+            told += [(_ENGINE, engine), (_DECISION, decision)]
+        return [(name, _header_value(value)) for name, value in told]
 
     # ---- what engines tell (FleetListener)
 
@@ -254,7 +265,7 @@ class Gateway:
             self.host.tell(ev.EngineDraining(at=self.host.now, engine=name))
 
     def engine_report(self, name: str, sample: LoadSample) -> None:
-        self.prefills(name).num_waiting = sample.waiting or 0
+        self.prefills(name).note_report(sample.waiting or 0, sample.kv_used)
         if sample.kv_used is not None and name in self.host.scheduler.state.engines:
             now = self.host.now
             self.host.tell(
@@ -267,8 +278,15 @@ class Gateway:
             )
 
 
-SAFE = " !#$&'()*+,-./:;<=>?@[]^_`{|}~"
-"""What a header's value may contain as it is."""
+@lru_cache(maxsize=4096)
+def _header_value(text: str) -> bytes:
+    return quote(text, safe=SAFE).encode()
+
+
+@lru_cache(maxsize=4096)
+def session_value(session: str) -> str:
+    """A session's id as engines are told it."""
+    return quote(session, safe="/:#._-")
 
 
 class RetryBudget:

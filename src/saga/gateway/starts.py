@@ -1,18 +1,36 @@
 """When an engine begins with a request, which no engine tells.
 
-An engine prefills one request after another, so that a request begins when what was sent before it
-is prefilled. The first byte of an answer proves it and corrects the estimate; while the engine says
-that requests wait in it (for memory), nothing is assumed.
+An engine prefills one request after another, and takes the next ones into the same step while that
+has room: a request begins when all but a step's worth of what was sent before it is prefilled. The
+first byte of an answer proves it and corrects the estimate; while the engine says that requests
+wait in it (for memory), nothing is assumed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 LEARN = 0.2
 """Weight of the newest measurement."""
-FEWEST_TOKENS = 256
-"""A shorter prefill says little about the time per token."""
+FEWEST_TOKENS = 1024
+"""A shorter prefill says little about the time per token: most of it is the rest of the step."""
+STEP_TOKENS = 2048
+"""Prefilled in one step, the smallest default of vLLM (``--max-num-batched-tokens``)."""
+
+
+class Expected(NamedTuple):
+    """Of one request, times in microseconds."""
+
+    begins: int
+    """When the engine takes it into a step."""
+    prefill: int
+    """When all that is ahead of it is prefilled."""
+
+
+FULL = 0.8
+"""KV memory in use at which requests that wait in an engine probably wait for it. With less in use
+they only wait for the next step."""
 
 
 @dataclass(slots=True)
@@ -23,26 +41,30 @@ class PrefillQueue:
     """Learned from times to first token; the start value is a fast GPU's, since to wait for a start
     that has long happened costs throughput."""
     busy_until: int = 0
-    num_waiting: int = 0
-    """By the engine's last report."""
+    is_full: bool = False
+    """By the engine's last report: requests wait in it for KV memory."""
 
-    def send(self, uncached_tokens: int, now: int) -> int | None:
-        """When a request sent now begins; None: it waits for memory there, who knows how long."""
-        if self.num_waiting:
+    def note_report(self, num_waiting: int, kv_used: float | None) -> None:
+        """The engine told how many requests wait in it, and how much of its KV memory is in use."""
+        self.is_full = num_waiting > 0 and (kv_used is None or kv_used >= FULL)
+
+    def send(self, uncached_tokens: int, now: int) -> Expected | None:
+        """A request is sent now; None: it waits for memory there, who knows how long."""
+        if self.is_full:
             return None
-        begin = max(now, self.busy_until)
-        self.busy_until = begin + int(uncached_tokens * self.us_per_token)
-        return begin
+        prefill = max(now, self.busy_until)
+        self.busy_until = prefill + int(uncached_tokens * self.us_per_token)
+        return Expected(max(now, prefill - int(STEP_TOKENS * self.us_per_token)), prefill)
 
-    def first_token(self, uncached_tokens: int, began: int, now: int) -> None:
-        """A request that is thought to have begun at ``began`` gave its first token."""
-        expected = began + int(uncached_tokens * self.us_per_token)
+    def first_token(self, uncached_tokens: int, prefill: int, now: int) -> None:
+        """A request that was thought to be prefilled from ``prefill`` on gave its first token."""
+        expected = prefill + int(uncached_tokens * self.us_per_token)
         self.busy_until -= max(0, expected - now)
         if uncached_tokens >= FEWEST_TOKENS:
-            measured = max(0.1, (now - began) / uncached_tokens)
+            measured = max(0.1, (now - prefill) / uncached_tokens)
             self.us_per_token += LEARN * (measured - self.us_per_token)
 
-    def answered(self, uncached_tokens: int, began: int, now: int) -> None:
+    def answered(self, uncached_tokens: int, prefill: int, now: int) -> None:
         """A whole answer came at once: its prefill took no longer, and perhaps much less."""
-        if now < began + int(uncached_tokens * self.us_per_token):
-            self.first_token(uncached_tokens, began, now)
+        if now < prefill + int(uncached_tokens * self.us_per_token):
+            self.first_token(uncached_tokens, prefill, now)

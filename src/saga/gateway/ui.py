@@ -61,14 +61,7 @@ def snapshot(gateway: Gateway, owner: str | None) -> dict[str, Any]:
 
 def _totals(gateway: Gateway, owner: str | None) -> dict[str, int]:
     """Requests by how they ended, as ``/metrics`` counts them, and those held now."""
-    counts = dict.fromkeys(("arrived", "finished", "rejected", "cancelled", "failed"), 0)
-    counted = gateway.metrics.registry.restricted_registry(
-        ["saga_requests_arrived_total", "saga_requests_ended_total"]
-    )
-    for family in counted.collect():
-        for sample in family.samples:
-            if sample.name.endswith("_total") and is_of(owner, sample.labels["tenant"]):
-                counts[sample.labels.get("outcome", "arrived")] += int(sample.value)
+    counts = gateway.metrics.totals(lambda tenant: is_of(owner, tenant))
     if owner is None:
         return {**counts, "held": gateway.host.num_held}
     tenant = gateway.host.scheduler.state.tenants.get(owner)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Literal, NamedTuple, Self
@@ -204,34 +203,38 @@ class Response:
         self._due = None
         self.status, self.headers = connection.status, response_headers(connection.headers)
 
-    async def chunks(self) -> AsyncGenerator[bytes]:
-        """The body as it arrives, untouched. Raises UpstreamError.
+    async def chunk(self) -> bytes:
+        """What has come of the body, once there is any, untouched; nothing at its end.
 
-        Leaving it before its end aborts; to be sure when, close it (``contextlib.aclosing``).
+        Raises UpstreamError. Cancelling aborts.
         """
-        chunk_s = self._timeouts.chunk_s
+        connection = self._connection
+        if connection is None:
+            return b""
+        self._due = self._first_byte_at or _after(self._loop.time(), self._timeouts.chunk_s)
         try:
-            while (connection := self._connection) is not None and not connection.at_end:
-                self._due = self._first_byte_at or _after(self._loop.time(), chunk_s)
-                chunk = await connection.read()
-                self._due = self._first_byte_at = None
-                if chunk:
-                    yield chunk
+            chunk = await connection.read()
         except ConnectionBrokenError as error:
+            self.abort()
             raise _broken(error) from error
-        finally:
-            self._end()
+        except BaseException:
+            self.abort()
+            raise
+        self._due = self._first_byte_at = None
+        if connection.at_end:
+            self._end(connection)
+        return chunk
 
     async def read(self, limit: int) -> bytes:
         """The whole body; one of more than ``limit`` bytes is aborted and an UpstreamError."""
         parts: list[bytes] = []
         size = 0
-        async with contextlib.aclosing(self.chunks()) as chunks:
-            async for chunk in chunks:
-                size += len(chunk)
-                if size > limit:
-                    raise UpstreamError("broken", f"the answer is longer than {limit} bytes")
-                parts.append(chunk)
+        while chunk := await self.chunk():
+            size += len(chunk)
+            if size > limit:
+                self.abort()
+                raise UpstreamError("broken", f"the answer is longer than {limit} bytes")
+            parts.append(chunk)
         return b"".join(parts)
 
     def abort(self) -> None:
@@ -240,14 +243,11 @@ class Response:
         if self._connection is not None:
             self._connection.abort()
 
-    def _end(self) -> None:
-        """Lets others have the connection once the answer was read; else drops it."""
-        if self._connection is None or not self._connection.at_end:
-            self.abort()
-            return
+    def _end(self, connection: Connection) -> None:
+        """Lets others have the connection, as the answer was read."""
         self._stop_watching()
-        self._pool.give_back(self._connection)
         self._connection = None
+        self._pool.give_back(connection)
 
     # ---- timeouts: one timer per answer, not one per chunk
 

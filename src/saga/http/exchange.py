@@ -1,0 +1,180 @@
+"""One request and its reply, as an application sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from saga.http.connection import Connection
+
+Headers = list[tuple[bytes, bytes]]
+
+_NO_BODY: Final = frozenset({204, 304})
+_COPIED: Final = 64 * 1024
+"""Longer pieces are not copied to put their framing around them."""
+
+
+class BodyTooLong(ValueError):
+    """The body is longer than it may be."""
+
+
+class Request:
+    """What a client asks for. Its body may still be on its way."""
+
+    __slots__ = (
+        "_body",
+        "_complete",
+        "_connection",
+        "_size",
+        "_waiter",
+        "expects_continue",
+        "head_size",
+        "headers",
+        "keeps_alive",
+        "method",
+        "path",
+        "takes_chunks",
+        "target",
+    )  # fmt: skip
+
+    def __init__(self, connection: Connection) -> None:
+        self.method = ""
+        self.target = ""
+        """Path and query as they came, percent-encoded."""
+        self.path = ""
+        """Decoded, without the query."""
+        self.headers: dict[str, str] = {}
+        """Names in lower case; of equal ones the last."""
+        self.head_size = 0
+        """Bytes of all headers, also of those that came twice."""
+        self.keeps_alive = True
+        self.takes_chunks = True
+        """Whether its client knows a body in chunks: HTTP/1.0 does not."""
+        self.expects_continue = False
+        self._connection = connection
+        self._body: list[bytes] = []
+        self._size = 0
+        self._complete = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole of it has come."""
+        return self._complete
+
+    async def body(self, most: int, timeout_s: float) -> bytes:
+        """The whole body. Raises BodyTooLong beyond ``most`` bytes, TimeoutError."""
+        length = self.headers.get("content-length", "0")
+        if self._size > most or (length.isdecimal() and int(length) > most):
+            raise BodyTooLong
+        if not self._complete:
+            if self.expects_continue:
+                self._connection.say_continue()
+            async with asyncio.timeout(timeout_s):
+                while not self._complete:
+                    self._waiter = asyncio.get_running_loop().create_future()
+                    await self._waiter
+                    if self._size > most:
+                        raise BodyTooLong
+        if len(self._body) > 1:
+            self._body = [b"".join(self._body)]
+        return self._body[0] if self._body else b""
+
+    # ---- called by its connection
+
+    def add(self, data: bytes) -> None:
+        self._body.append(data)
+        self._size += len(data)
+        if self._waiter is not None:  # it is for the reader to say when this is too much
+            self._wake()
+
+    def finish(self) -> None:
+        self._complete = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Reply:
+    """The answer to one request: ``start``, ``write`` as often as needed, ``end``.
+
+    A head waits for the first bytes that follow it. What is written to a client that has left
+    goes nowhere.
+    """
+
+    __slots__ = ("_bodiless", "_chunked", "_connection", "_head", "_request", "ended", "started")
+
+    def __init__(self, connection: Connection, request: Request) -> None:
+        self.started = False
+        self.ended = False
+        self._connection = connection
+        self._request = request
+        self._head = b""
+        self._chunked = False
+        self._bodiless = request.method == "HEAD"
+
+    def start(self, status: int, headers: Headers) -> None:
+        """Header names are lower case; without a content-length the body is sent in chunks."""
+        assert not self.started
+        self.started = True
+        lines = [_status_line(status)]
+        sized = False
+        for name, value in headers:
+            sized = sized or name == b"content-length"
+            lines.append(b"%b: %b" % (name, value))
+        self._bodiless = self._bodiless or status in _NO_BODY
+        if not (sized or self._bodiless) and self._request.takes_chunks:
+            self._chunked = True
+            lines.append(b"transfer-encoding: chunked")
+        if self._connection.closes or not self._request.complete:
+            lines.append(b"connection: close")
+        self._head = b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def write(self, data: bytes) -> None:
+        """Sends a piece of the body."""
+        if self._bodiless or not data:
+            return
+        before, after = self._head, b""
+        if self._chunked:
+            before, after = b"%b%x\r\n" % (before, len(data)), b"\r\n"
+        self._head = b""
+        if len(data) < _COPIED:
+            self._connection.send(before + data + after)
+        else:
+            for part in (before, data, after):
+                self._connection.send(part)
+
+    async def drain(self) -> None:
+        """Returns when the client has taken most of what was written."""
+        await self._connection.drain()
+
+    def end(self, data: bytes = b"") -> None:
+        """The body is complete, with ``data`` as its last piece."""
+        assert self.started and not self.ended
+        self.ended = True
+        if self._bodiless:
+            data = b""
+        elif self._chunked:
+            data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
+        if self._head or data:
+            self._connection.send(self._head + data)
+            self._head = b""
+
+    def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole answer at once."""
+        self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        self.end(body)
+
+
+@functools.cache
+def _status_line(status: int) -> bytes:
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    return f"HTTP/1.1 {status} {phrase}".encode()
