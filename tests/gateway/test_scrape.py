@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.gateway.servers import ManualClock, serve
 
-from saga.gateway.scrape import LoadSample, parse_kv_capacity, parse_load, scrape
+from saga.gateway.scrape import (
+    LoadSample,
+    missing_from,
+    parse_kv_capacity,
+    parse_load,
+    parse_prefix_caching,
+    scrape,
+)
 from saga.gateway.upstream import Timeouts, Upstream, UpstreamError
 
 VLLM = b"""\
@@ -100,12 +107,34 @@ def test_pages(name: str) -> None:
         (HYBRID, 99),
         (b'vllm:cache_config_info{block_size="None",num_gpu_blocks="None"} 1.0', None),
         (b'vllm:cache_config_info{block_size="16"} 1.0', None),
+        (b'vllm:cache_config_info{block_size="16",num_gpu_blocks="%s"} 1' % (b"9" * 5_000), None),
         (b"vllm:cache_config_info", None),
         (b"", None),
     ],
 )
 def test_capacity(page: bytes, tokens: int | None) -> None:
     assert parse_kv_capacity(page) == tokens
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (b'block_size="32",enable_prefix_caching="True"', (True, 32)),
+        (b'enable_prefix_caching="False"', (False, None)),
+        (b'block_size="None",enable_prefix_caching="None"', (None, None)),
+        (b'block_size="16"', (None, 16)),
+    ],
+)
+def test_prefix_caching(labels: bytes, told: tuple[bool | None, int | None]) -> None:
+    assert parse_prefix_caching(b"vllm:cache_config_info{%s} 1.0" % labels) == told
+    assert parse_prefix_caching(b"other{%s} 1.0" % labels) == (None, None)
+
+
+def test_what_a_page_lacks() -> None:
+    assert missing_from(VLLM) == missing_from(OLD_VLLM) == []
+    rest = VLLM.replace(b"vllm:kv_cache", b"x").replace(b"vllm:gpu_cache", b"x")
+    assert missing_from(rest) == ["KV in use"]
+    assert len(missing_from(b"")) == 5
 
 
 NAMES = st.sampled_from([b"vllm:num_requests_running", b"vllm:num_requests_waiting", b"other"])
@@ -141,6 +170,7 @@ def test_garbage_is_no_error(page: bytes) -> None:
     parse_load(page, at_us=0)
     parse_load(VLLM + page, at_us=0)
     parse_kv_capacity(b"vllm:cache_config_info" + page)
+    parse_prefix_caching(b"vllm:cache_config_info" + page)
 
 
 def scraped(

@@ -36,7 +36,7 @@ _NO_CAPACITY = "It does not tell the size of its KV memory: the configured size 
 _NO_SEQS = "It does not tell how many requests it runs at once: the configured number is assumed."
 _NO_CONTROL = "It has no SAGA plugin: its own policy decides which KV it keeps."
 _NO_EVENTS = "It publishes no KV events: evictions show only in the usage of later answers."
-_FAR_EVENTS = (
+FAR_EVENTS = (
     "It publishes KV events, but on no TCP port of its own host: "
     "evictions show only in the usage of later answers."
 )
@@ -70,7 +70,7 @@ class _Version(msgspec.Struct):
     version: str
 
 
-class _ServerInfo(msgspec.Struct):
+class ServerInfo(msgspec.Struct):
     """SGLang's; the first field is what it is recognised by."""
 
     max_total_num_tokens: int
@@ -79,6 +79,7 @@ class _ServerInfo(msgspec.Struct):
     kv_events_config: Any = None
     """A JSON object, as text."""
     dp_size: Any = None
+    disable_radix_cache: Any = None
 
 
 class _Stats(msgspec.Struct):
@@ -106,7 +107,7 @@ async def probe(
     What it does not answer is a note. Raises UpstreamError only if it cannot be reached, or is
     behind something that answers for it with a 5xx.
     """
-    ask = _Asker(upstream, url, api_key, timeouts)
+    ask = Asker(upstream, url, api_key, timeouts)
     status, body = await ask.get("/v1/models")
     if status >= 500:
         raise UpstreamError("broken", f"/v1/models answered {status}")
@@ -138,7 +139,7 @@ async def probe(
         _NO_SEQS: num_seqs is None,
         _NO_CONTROL: stats is None,
         _NO_EVENTS: not published,
-        _FAR_EVENTS: bool(published) and not endpoints,
+        FAR_EVENTS: bool(published) and not endpoints,
     }
     return EngineInfo(
         kind=_kind(listed, server, stats, page),
@@ -152,7 +153,7 @@ async def probe(
     )
 
 
-class _Asker:
+class Asker:
     """One engine and how it is asked; None is the answer of one that does not know."""
 
     def __init__(
@@ -185,10 +186,10 @@ class _Asker:
         answer = await self.page(path, body)
         return None if answer is None else _decode(answer, kind)
 
-    async def server_info(self) -> _ServerInfo | None:
+    async def server_info(self) -> ServerInfo | None:
         """SGLang's, under its newer and its older name."""
-        return await self.json("/server_info", _ServerInfo) or await self.json(
-            "/get_server_info", _ServerInfo
+        return await self.json("/server_info", ServerInfo) or await self.json(
+            "/get_server_info", ServerInfo
         )
 
     async def kv_event_sources(self) -> list[str]:
@@ -199,7 +200,7 @@ class _Asker:
         return [source.endpoint for source in sources]
 
 
-def _sglang_sources(server: _ServerInfo | None) -> list[str]:
+def _sglang_sources(server: ServerInfo | None) -> list[str]:
     """Its ranks publish on ports in a row."""
     if server is None or not isinstance(server.kv_events_config, str):
         return []
@@ -224,7 +225,7 @@ def _known(*candidates: int | None) -> int | None:
 
 
 def _kind(
-    models: list[_Model], server: _ServerInfo | None, stats: _Stats | None, page: bytes | None
+    models: list[_Model], server: ServerInfo | None, stats: _Stats | None, page: bytes | None
 ) -> EngineKind:
     owner = (models[0].owned_by or "").lower() if models else ""
     page = page or b""

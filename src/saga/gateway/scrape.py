@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from saga.clock import Clock
@@ -28,10 +28,19 @@ PREFIX_QUERIES = (
 )
 GEOMETRY = b"vllm:cache_config_info"
 CAPACITY = b"sglang:max_total_num_tokens"
+READ: Mapping[str, Sequence[bytes]] = {
+    "requests running": RUNNING,
+    "requests waiting": WAITING,
+    "KV in use": KV_USED,
+    "prefix cache hits": PREFIX_HITS,
+    "prefix cache queries": PREFIX_QUERIES,
+}
+"""What is read of an engine's load, and the names under which it may be there."""
 
 _LABELS = rb'\{(?:[^"{}\n]|"(?:[^"\\\n]|\\.)*")*\}'
 _SAMPLE = re.compile(rb"(" + _LABELS + rb")?[ \t]+([^ \t\r]+)")
 _LABEL = re.compile(rb'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"')
+_SIZE = re.compile(rb"[0-9]{1,15}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +100,23 @@ def parse_kv_capacity(page: bytes) -> int | None:
     return tokens or _total(_first(page, (CAPACITY,))) or None
 
 
+def parse_prefix_caching(page: bytes) -> tuple[bool | None, int | None]:
+    """Whether a vLLM caches prefixes, and its block size in tokens; None: the page does not say."""
+    for labels, _ in _samples(b"\n" + page, GEOMETRY):
+        values = dict(_LABEL.findall(labels))
+        size = values.get(b"block_size", b"")
+        is_on = {b"True": True, b"False": False}.get(values.get(b"enable_prefix_caching", b""))
+        return is_on, int(size) if _SIZE.fullmatch(size) else None
+    return None, None
+
+
+def missing_from(page: bytes) -> list[str]:
+    """What of ``READ`` the page does not have."""
+    return [what for what, names in READ.items() if not _first(b"\n" + page, names)]
+
+
 def _tokens(labels: bytes) -> int:
-    values = {name: value for name, value in _LABEL.findall(labels) if value.isdigit()}
+    values = {name: value for name, value in _LABEL.findall(labels) if _SIZE.fullmatch(value)}
     # Blocks of hybrid models differ in size; where vLLM tells the sum, it knows better.
     if b"kv_cache_size_tokens" in values:
         return int(values[b"kv_cache_size_tokens"])
