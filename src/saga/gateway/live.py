@@ -32,9 +32,25 @@ WINDOW_US = 120_000_000
 RECENT_US = 60_000_000
 """What rates are taken over."""
 
+MAX_MARKS = 8_192
+"""Changes of sessions that nobody has asked for yet; of further ones the oldest are forgotten."""
+
 Span = tuple[int, SessionState, str | None, str]
 """Since when, the state, the engine that runs it or has its KV, and a note: why it waits or runs
 there, or the tool."""
+
+
+class _Mark(NamedTuple):
+    """A session is in a state from then on. DONE without a session: all of the workflow are."""
+
+    at: int
+    session: str | None
+    workflow: str
+    agent_type: str
+    parent: str | None
+    state: SessionState
+    engine: str | None
+    note: str
 
 
 @dataclass(slots=True, eq=False)
@@ -56,8 +72,6 @@ class _Work:
     begun: int
     answered: int | None = None
     """When its last answer so far was complete."""
-    lanes: set[str] = field(default_factory=set)
-    """Its sessions that are followed."""
 
 
 class _Answer(NamedTuple):
@@ -69,8 +83,9 @@ class _Answer(NamedTuple):
 
 
 class LiveView:
-    """Is told every event and what followed. O(1) time for each, but for the loss of an engine;
-    bounded memory. ``sessions`` knows how many prompt tokens engines counted."""
+    """Is told every event and what followed, and puts it together only when somebody asks, since
+    the first happens thousands of times a second. Bounded memory. ``sessions`` knows how many
+    prompt tokens engines counted."""
 
     def __init__(
         self,
@@ -82,10 +97,11 @@ class LiveView:
         self._completed = completed
         self._state = state
         self._sessions = sessions
+        self._marks: deque[_Mark] = deque(maxlen=MAX_MARKS)
         self._lanes: OrderedDict[str, _Lane] = OrderedDict()
-        """The one that changed last is last."""
+        """As of the marks that were read. The one that changed last is last."""
         self._works: dict[str, _Work] = {}
-        self._session_of: OrderedDict[str, str] = OrderedDict()
+        self._session_of: dict[str, str] = {}
         """By request under way. A request that ends with its session leaves without a word."""
         self._finished: deque[tuple[str, int]] = deque(maxlen=MAX_FINISHED)
         """Tenant and TCT of workflows that had an answer."""
@@ -106,10 +122,10 @@ class LiveView:
         if handler is not None:
             handler(event)
         for action in actions:
-            if isinstance(action, act.Dispatch):
+            if type(action) is act.Dispatch:
                 session = self._state.requests[action.request].session
                 self._mark(event.at, session, action.reason, action.engine)
-            elif isinstance(action, act.Reject):
+            elif type(action) is act.Reject:
                 self._ended(event.at, action.request, action.reason)
 
     # ---- what happened
@@ -120,20 +136,20 @@ class LiveView:
             self._works[session.workflow.id] = _Work(event.at)
         self._session_of[event.request] = event.session
         if len(self._session_of) > MAX_REQUESTS:
-            self._session_of.popitem(last=False)
+            del self._session_of[next(iter(self._session_of))]
         request = session.requests.get(event.request)
         if request is not None:
             self._mark(event.at, session, request.reason)
 
     def _answered(self, event: ev.RequestFinished) -> None:
-        name = self._ended(event.at, event.request, event.tool or "")
-        if name is None:
+        session = self._ended(event.at, event.request, event.tool or "")
+        if session is None:
             return
-        session, live = self._state.sessions.get(name), self._sessions.get(name)
-        if session is not None:
-            self._works[session.workflow.id].answered = event.at
+        work, live = self._works.get(session.workflow.id), self._sessions.get(session.id)
+        if work is not None:
+            work.answered = event.at
         prompt = live.prompt_tokens if live is not None else 0
-        tenant = _tenant(name)
+        tenant = _tenant(session.id)
         self._answers.append(
             _Answer(event.at, tenant, prompt, event.cached_tokens, event.output_tokens)
         )
@@ -150,36 +166,35 @@ class LiveView:
         self._ended(event.at, event.request, "its request was cancelled")
 
     def _closed(self, event: ev.SessionClosed) -> None:
-        lane = self._lanes.get(event.session)
-        if lane is not None:
-            self._end_lane(event.at, lane)
-            self._unlink(lane)
+        self._marks.append(
+            _Mark(event.at, event.session, "", "", None, SessionState.DONE, None, "")
+        )
 
     def _done(self, event: ev.WorkflowDone) -> None:
         work = self._works.pop(event.workflow, None)
         if work is None:
             return
-        for name in work.lanes:
-            self._end_lane(event.at, self._lanes[name])
+        self._marks.append(
+            _Mark(event.at, None, event.workflow, "", None, SessionState.DONE, None, "")
+        )
         if work.answered is not None:
             self._finished.append((_tenant(event.workflow), work.answered - work.begun))
             self._completed((work.answered - work.begun) / 1e6)
 
     def _engine_lost(self, event: ev.EngineDown) -> None:
+        self._catch_up()
         for lane in list(self._lanes.values()):
             session = self._state.sessions.get(lane.session)
             if session is not None and lane.spans[-1][2] == event.engine:
                 self._mark(event.at, session, f"engine {event.engine} was lost")
 
-    def _ended(self, at: int, request: str, note: str) -> str | None:
+    def _ended(self, at: int, request: str, note: str) -> Session | None:
         """A request is over; its session, if that is known."""
         name = self._session_of.pop(request, None)
         session = self._state.sessions.get(name) if name is not None else None
         if session is not None:
             self._mark(at, session, note)
-        return name
-
-    # ---- lanes
+        return session
 
     def _mark(self, at: int, session: Session, note: str, sent_to: str | None = None) -> None:
         """The session is in its state from now on, if it was not before."""
@@ -188,41 +203,57 @@ class LiveView:
             if session.state is SessionState.REASONING:
                 return  # another of its requests goes on
             engine = session.home.id if session.home is not None else None
-        lane = self._lanes.get(session.id)
-        if lane is None or lane.spans[-1][1] is SessionState.DONE:
-            lane = self._follow(at, session)
-        if lane.spans and lane.spans[-1][1] is session.state and lane.spans[-1][2] == engine:
-            return
-        lane.spans.append((at, session.state, engine, note[:MAX_NOTE]))
-        self._lanes.move_to_end(session.id)
-
-    def _follow(self, at: int, session: Session) -> _Lane:
         workflow = session.workflow
-        lane = _Lane(session.id, workflow.id, workflow.agent_type, session.parent, at)
-        before = self._lanes.get(session.id)
+        self._marks.append(
+            _Mark(at, session.id, workflow.id, workflow.agent_type, session.parent, session.state,
+                  engine, note[:MAX_NOTE])
+        )  # fmt: skip
+
+    # ---- lanes
+
+    def _catch_up(self) -> None:
+        while self._marks:
+            mark = self._marks.popleft()
+            if mark.session is None:
+                for lane in list(self._lanes.values()):
+                    if lane.workflow == mark.workflow:
+                        self._end_lane(mark.at, lane)
+            elif mark.state is SessionState.DONE:
+                known = self._lanes.get(mark.session)
+                if known is not None:
+                    self._end_lane(mark.at, known)
+            else:
+                self._enter(mark, mark.session)
+
+    def _enter(self, mark: _Mark, session: str) -> None:
+        lane = self._lanes.get(session)
+        if lane is None or lane.spans[-1][1] is SessionState.DONE:
+            lane = self._follow(mark, session)
+        if lane.spans and lane.spans[-1][1] is mark.state and lane.spans[-1][2] == mark.engine:
+            return
+        lane.spans.append((mark.at, mark.state, mark.engine, mark.note))
+        self._lanes.move_to_end(session)
+
+    def _follow(self, mark: _Mark, session: str) -> _Lane:
+        lane = _Lane(session, mark.workflow, mark.agent_type, mark.parent, mark.at)
+        before = self._lanes.get(session)
         if before is not None:  # it was closed and came back after all
             lane.spans = before.spans
-        self._lanes[session.id] = lane
-        work = self._works.get(workflow.id)
-        if work is not None:
-            work.lanes.add(session.id)
+        self._lanes[session] = lane
         if len(self._lanes) > MAX_FOLLOWED:
-            self._unlink(self._lanes.popitem(last=False)[1])
+            self._lanes.popitem(last=False)
         return lane
 
     def _end_lane(self, at: int, lane: _Lane) -> None:
-        lane.spans.append((at, SessionState.DONE, None, ""))
-        self._lanes.move_to_end(lane.session)
-
-    def _unlink(self, lane: _Lane) -> None:
-        work = self._works.get(lane.workflow)
-        if work is not None:
-            work.lanes.discard(lane.session)
+        if lane.spans[-1][1] is not SessionState.DONE:
+            lane.spans.append((at, SessionState.DONE, None, ""))
+            self._lanes.move_to_end(lane.session)
 
     # ---- what is told; ``owner`` None: everybody's
 
     def lanes(self, owner: str | None, now: int) -> list[dict[str, Any]]:
         """The sessions that did something lately, those under way first."""
+        self._catch_up()
         chosen = [
             lane
             for lane in self._lanes.values()
