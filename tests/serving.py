@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
 from saga.http.connection import Application, Bounds
-from saga.http.server import Server
+from saga.http.server import Server, event_loop
 
 Begin = Callable[[], AbstractAsyncContextManager[Application]]
 
@@ -17,7 +17,7 @@ Begin = Callable[[], AbstractAsyncContextManager[Application]]
 @contextmanager
 def serving(begin: Begin, *, bounds: Bounds | None = None, drain_s: float = 5.0) -> Iterator[int]:
     """Serves the application that ``begin`` makes in its loop, on a free port of the loopback
-    device; the port."""
+    device; the port. On uvloop, unless ``SAGA_NO_UVLOOP`` is set."""
     ports: list[int] = []
     failures: list[BaseException] = []
     told: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
@@ -33,7 +33,8 @@ def serving(begin: Begin, *, bounds: Bounds | None = None, drain_s: float = 5.0)
 
     def target() -> None:
         try:
-            asyncio.run(run())
+            with asyncio.Runner(loop_factory=event_loop) as runner:
+                runner.run(run())
         except BaseException as error:
             failures.append(error)
 

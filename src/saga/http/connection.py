@@ -1,28 +1,31 @@
-"""A client's connection: bytes become requests, one after the other, and replies become bytes."""
+"""A client's connection: its requests are answered, one after the other, until it ends."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, cast
-from urllib.parse import unquote
 
-import httptools
-
-from saga.http.exchange import Reply, Request
+from saga.http.exchange import BadRequest, Reply, Request
+from saga.http.reader import Reader
 
 if TYPE_CHECKING:
     from saga.http.server import Server
 
 logger = logging.getLogger(__name__)
 
-_LINGER_S: Final = 2.0
+_LINGER_S: Final = 30.0
 """For how long a client may go on to send what nobody reads, so that it reads its answer first: a
 connection that is closed over unread bytes is reset, and the answer with it."""
 _READ_AHEAD: Final = 4
-"""Requests of one client that may be here before the first one is answered."""
+"""Requests that may be here before the first one is answered. Then nothing more is read."""
+_RESET: Final = struct.pack("ii", 1, 0)
+_TEXT: Final = [(b"content-type", b"text/plain")]
 
 
 class Application(Protocol):
@@ -36,54 +39,101 @@ class Bounds:
     """What a client may take."""
 
     head_bytes: int = 1024 * 1024
+    """Of a head, and of trailers: what comes in a row and brings no body."""
     head_s: float = 30.0
     """From the first byte of a head to its end."""
     idle_s: float = 75.0
     """Between two requests."""
+    stall_s: float = 60.0
+    """Without taking anything of an answer that waits for it."""
 
 
 class Connection(asyncio.Protocol):
     """Requests are answered in their order. A client that leaves cancels the one being answered."""
+
+    __slots__ = (
+        "_drained",
+        "_due",
+        "_loop",
+        "_lost",
+        "_reader",
+        "_reading_paused",
+        "_server",
+        "_task",
+        "_timer",
+        "_transport",
+        "_unsent",
+        "_until_eof",
+        "closes",
+        "paused",
+        "waiting",
+    )  # fmt: skip
 
     def __init__(self, server: Server) -> None:
         self.closes = False
         """Whether it ends with the reply under way."""
         self._server = server
         self._loop = asyncio.get_running_loop()
-        self._parser = httptools.HttpRequestParser(self)
+        self._reader = Reader(self, server.bounds)
         self._transport: asyncio.Transport
-        self._incoming: Request | None = None
-        """The request that is being read."""
-        self._waiting: deque[Request] = deque()
+        self.waiting: deque[Request] = deque()
         """Requests behind the one that is being answered."""
         self._task: asyncio.Task[None] | None = None
-        self._url = b""
-        self._head_bytes = 0
-        self._in_head = False
         self._lost = False
-        self._lingers = False
         self._reading_paused = False
-        self._paused = False
+        self.paused = False
+        """Whether its client has not taken most of what was written."""
         self._drained: asyncio.Future[None] | None = None
+        self._until_eof = False
+        """Whether its client takes the end of the connection for the end of its answer."""
         self._due: float | None = None
         """When this connection is given up unless something happens."""
         self._timer: asyncio.TimerHandle | None = None
-        self._timed: Request | None = None
-        """The request whose head is being waited for."""
+        self._unsent = 0
+        """Bytes that its client had not taken when it was last due."""
 
-    # ---- for replies
+    # ---- for requests, their reader and replies
 
     def send(self, data: bytes) -> None:
         if not self._lost:
             self._transport.write(data)
 
     async def drain(self) -> None:
-        if self._paused and not self._lost:
-            self._drained = self._loop.create_future()
-            await self._drained
+        """Returns when it is ``paused`` no more."""
+        while self.paused and not self._lost:
+            self._wait_at_most(self._server.bounds.stall_s)
+            if self._drained is None:
+                self._drained = self._loop.create_future()
+            await asyncio.shield(self._drained)  # others may wait for it, too
 
     def say_continue(self) -> None:
         self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def wait_for_reader(self) -> None:
+        """Makes the client wait until somebody wants what it sends."""
+        if not (self._reading_paused or self._reader.deaf):
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def read_on(self) -> None:
+        if self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    def wait_for_head(self) -> bool:
+        """Gives a head time to come. False while another request is being answered."""
+        if self._task is None:
+            self._wait_at_most(self._server.bounds.head_s)
+        return self._task is None
+
+    def take(self, request: Request) -> None:
+        """Answers it when those before it are answered."""
+        if self._task is None:
+            self._answer(request)
+            return
+        self.waiting.append(request)
+        if len(self.waiting) >= _READ_AHEAD:
+            self.wait_for_reader()
 
     # ---- for the server
 
@@ -93,12 +143,22 @@ class Connection(asyncio.Protocol):
 
     def stop(self) -> None:
         """No further request is taken; what is being answered is answered."""
+        if self._lost:
+            return
         self.closes = True
-        self._waiting.clear()
+        self._reader.finish(current=not self.waiting)
+        self.waiting.clear()
         if self._task is None:
-            self._transport.close()
+            self._close()
 
     def abort(self) -> None:
+        """Ends it at once. To its client half an answer is no whole one."""
+        if self._lost:
+            return
+        if self._until_eof:
+            opened: socket.socket = self._transport.get_extra_info("socket")
+            with suppress(OSError):
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._transport.abort()
 
     # ---- called by the transport
@@ -107,159 +167,101 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._server.connections.add(self)
         self._wait_at_most(self._server.bounds.idle_s)
+        if self._server.stopping:
+            self.stop()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._lost:
+            return
         self._lost = True
-        self._server.connections.discard(self)
-        self._waiting.clear()
+        self.waiting.clear()
+        self._reader.close()
         self._wake()
         if self._timer is not None:
             self._timer.cancel()
-        if self._task is not None:
+        if self._task is None:
+            self._server.forget(self)
+        else:
             self._task.cancel()
+            self._task.add_done_callback(lambda _: self._server.forget(self))
 
     def eof_received(self) -> None:
         """A client that says no more listens no more: hardly one closes only its own half."""
 
     def pause_writing(self) -> None:
-        self._paused = True
+        self.paused = True
 
     def resume_writing(self) -> None:
-        self._paused = False
+        self.paused = False
+        if self._task is not None:
+            self._due = None
         self._wake()
 
     def _wake(self) -> None:
-        if self._drained is not None and not self._drained.done():
+        if self._drained is not None:
             self._drained.set_result(None)
+            self._drained = None
 
     def data_received(self, data: bytes) -> None:
-        if self._lingers or (self.closes and self._incoming is None):
-            return
-        if self._in_head or self._incoming is None:
-            self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Nothing here changes its protocol: what was asked is answered, and nothing more.
-            self.closes = self._lingers = True
-        except httptools.HttpParserError as error:
-            self._refuse(400, f"this is no HTTP: {error}")
-            return
-        bounds = self._server.bounds
-        if self._head_bytes > bounds.head_bytes:
-            self._refuse(431, f"the head is longer than {bounds.head_bytes >> 10} KiB")
-        elif self._in_head and self._task is None and self._incoming is not self._timed:
-            self._timed = self._incoming
-            self._wait_at_most(bounds.head_s)
-
-    # ---- called by the parser
-
-    def on_message_begin(self) -> None:
-        self._incoming = Request(self)
-        self._url = b""
-        self._in_head = True
-
-    def on_url(self, url: bytes) -> None:
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        request = self._incoming
-        if self._in_head and request is not None:  # trailers stay behind
-            request.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-            request.head_size += len(name) + len(value)
-
-    def on_headers_complete(self) -> None:
-        request = self._incoming
-        assert request is not None
-        self._in_head, self._head_bytes = False, 0
-        request.method = self._parser.get_method().decode("ascii")
-        request.target, request.path = _target(self._url)
-        request.takes_chunks = self._parser.get_http_version() == "1.1"
-        request.keeps_alive = request.takes_chunks and self._parser.should_keep_alive()
-        request.expects_continue = request.headers.get("expect", "").lower() == "100-continue"
-        if self.closes:
-            self._incoming = None
-        elif self._task is not None:
-            self._waiting.append(request)
-            if len(self._waiting) >= _READ_AHEAD and not self._reading_paused:
-                self._reading_paused = True
-                self._transport.pause_reading()
-        else:
-            self._answer(request)
-
-    def on_body(self, body: bytes) -> None:
-        if self._incoming is not None:
-            self._incoming.add(body)
-
-    def on_message_complete(self) -> None:
-        if self._incoming is not None:
-            self._incoming.finish()
-            self._incoming = None
+        self._reader.feed(data)
 
     # ---- answering
 
     def _answer(self, request: Request) -> None:
         self._due = None
-        self.closes = self.closes or not request.keeps_alive or self._server.stopping
+        self.closes = self.closes or not request.keeps_alive
+        self._until_eof = not request.takes_chunks
         self._task = self._loop.create_task(self._run(request, Reply(self, request)))
 
     async def _run(self, request: Request, reply: Reply) -> None:
         try:
+            if self.paused:  # nothing more before it has taken what is there
+                await self.drain()
+            if request.refusal is not None:
+                raise request.refusal
             await self._server.application(request, reply)
         except asyncio.CancelledError:
-            if not self._lost:
-                self._transport.abort()
-        except ConnectionError:  # half an answer must not look like a whole one
-            self._transport.abort()
-        except Exception:
-            logger.exception("%s %s failed", request.method, request.path)
-            if reply.started:
-                self._transport.abort()
-            else:
-                self.closes = True
-                reply.respond(500, [(b"content-type", b"text/plain")], b"internal error\n")
+            self.abort()
+        except BadRequest as error:
+            if not reply.started:
+                reply.respond(error.status, _TEXT, f"{error}\n".encode())
+        except Exception as error:
+            if not (reply.started and isinstance(error, ConnectionError)):
+                logger.exception("%s %s failed", request.method, request.target.partition("?")[0])
+            if not reply.started:
+                reply.respond(500, _TEXT, b"internal error\n")
         self._task = None
-        self._server.note_answered()
         if not self._lost:
             self._go_on(request, reply)
 
     def _go_on(self, request: Request, reply: Reply) -> None:
         """To the next request, if there will be one."""
-        if not reply.ended:
-            self._transport.abort()
-        elif self._lingers or not request.complete:
+        if not reply.ended:  # half an answer must not look like a whole one
+            self.abort()
+        elif not request.complete:
             self._linger()
         elif self.closes:
-            self._transport.close()
-        elif self._waiting:
-            self._read_on()
-            self._answer(self._waiting.popleft())
+            self._close()
+        elif self.waiting:
+            request = self.waiting.popleft()
+            if not self.waiting:
+                self.read_on()
+            self._answer(request)
         else:
             self._wait_at_most(self._server.bounds.idle_s)
 
-    def _read_on(self) -> None:
-        if self._reading_paused:
-            self._reading_paused = False
-            self._transport.resume_reading()
+    def _close(self) -> None:
+        """Once its client has taken what was written."""
+        self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._wait_at_most(self._server.bounds.stall_s)
 
     def _linger(self) -> None:
-        """Closes it, but reads on for a while what nobody wants."""
-        self._lingers = True
-        self._read_on()
-        if self._transport.can_write_eof():
+        """Says that nothing more comes, and hears out a client that has not seen it."""
+        self._reader.hear_no_more()
+        with suppress(OSError):
             self._transport.write_eof()
         self._wait_at_most(_LINGER_S)
-
-    def _refuse(self, status: int, text: str) -> None:
-        """For what is no request. Whoever is being answered is cut off: nothing after this can be
-        told from it."""
-        if self._task is not None:
-            self._transport.abort()
-            return
-        self.closes = True
-        reply = Reply(self, self._incoming or Request(self))
-        reply.respond(status, [(b"content-type", b"text/plain")], f"{text}\n".encode())
-        self._linger()
 
     # ---- one timer, which looks again if something has happened meanwhile
 
@@ -275,20 +277,13 @@ class Connection(asyncio.Protocol):
         self._timer = None
         if self._due is None:
             return
+        unsent = self._transport.get_write_buffer_size()
         if self._loop.time() < self._due:
             self._timer = self._loop.call_at(self._due, self._look)
-        elif self._in_head and not self._lingers:
-            self._refuse(408, f"the head did not come within {self._server.bounds.head_s:g} s")
+        elif unsent and unsent != self._unsent:  # it is being taken, if slowly
+            self._unsent = unsent
+            self._wait_at_most(self._server.bounds.stall_s)
+        elif self._reader.in_head and self._task is None:
+            self._reader.refuse(BadRequest(408, "the head did not come in time"))
         else:
-            self._transport.abort()
-
-
-def _target(url: bytes) -> tuple[str, str]:
-    """Path with query as they came, and the path decoded."""
-    text = url.decode("latin-1")
-    if not text.startswith("/"):  # a proxy is asked with whole addresses
-        parsed = httptools.parse_url(url)
-        query = b"?" + parsed.query if parsed.query else b""
-        text = ((parsed.path or b"/") + query).decode("latin-1")
-    path = text.partition("?")[0]
-    return text, unquote(path) if "%" in path else path
+            self.abort()

@@ -12,6 +12,8 @@ from typing import Final
 from saga.http.connection import Application, Bounds, Connection
 
 _BACKLOG: Final = 4096
+_CANCELLED_S: Final = 1.0
+"""For how long what is cut off may clean up."""
 
 
 class Server:
@@ -22,8 +24,9 @@ class Server:
         self.bounds = bounds or Bounds()
         self.stopping = False
         self.connections: set[Connection] = set()
+        """Until they are closed and nobody works on them."""
         self._listener: asyncio.Server | None = None
-        self._answered = asyncio.Event()
+        self._left = asyncio.Event()
         self._hurried = False
 
     async def start(self, host: str, port: int) -> int:
@@ -36,8 +39,8 @@ class Server:
         return bound
 
     async def stop(self, drain_s: float) -> None:
-        """Takes no more requests, and returns when those under way are answered; whatever is left
-        after ``drain_s`` is cut off."""
+        """Takes no more requests, and returns when those under way are answered and their clients
+        have taken the answers; whatever is left after ``drain_s`` is cut off."""
         self.stopping = True
         if self._listener is not None:
             self._listener.close()
@@ -45,21 +48,28 @@ class Server:
             connection.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
-                while not self._hurried and any(not one.idle for one in self.connections):
-                    self._answered.clear()
-                    await self._answered.wait()
+                while self.connections and not self._hurried:
+                    await self._next_left()
         for connection in list(self.connections):
             connection.abort()
-        await asyncio.sleep(0)  # so that those cut off are told
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CANCELLED_S):
+                while self.connections:
+                    await self._next_left()
 
     def hurry(self) -> None:
         """Cuts the wait of ``stop`` short."""
         self._hurried = True
-        self._answered.set()
+        self._left.set()
 
-    def note_answered(self) -> None:
-        if self.stopping:
-            self._answered.set()
+    def forget(self, connection: Connection) -> None:
+        """It is closed, and nobody works on it any more."""
+        self.connections.discard(connection)
+        self._left.set()
+
+    async def _next_left(self) -> None:
+        self._left.clear()
+        await self._left.wait()
 
 
 async def run(
