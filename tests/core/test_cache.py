@@ -288,3 +288,69 @@ def test_memory_is_bounded_by_what_is_idle(policy: EvictionPolicy, retained_unti
     assert len(heaps) == 2
     assert all(len(heap) <= 2 * len(index) + 20 for heap in heaps)
     assert len(order(index, now=600)) == 5
+
+
+# ---- in batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedLru(PrefixLru):
+    """Which KV? The least recently used; counts how often it is asked."""
+
+    static: ClassVar[bool] = False
+    asked: list[str | None] = field(default_factory=list)
+
+    def rank(self, entry: KVEntry, cache: CacheView) -> float:
+        self.asked.append(entry.session)
+        return -entry.last_access
+
+
+def crowd(count: int, policy: EvictionPolicy, *, batched: bool, until: int = 0) -> RetentionIndex:
+    """Many idle sessions, oldest first by number, filed in another order."""
+    index = RetentionIndex(policy, batched=batched)
+    for number in range(count):
+        age = number * 7 % count
+        index.add(entry(f"s{age}", last_access=age, retained_until=until), now=count)
+    return index
+
+
+@pytest.mark.parametrize("until", [0, FOREVER], ids=["open", "retained"])
+@pytest.mark.parametrize("policy", [CountedLru(), PrefixLru()], ids=["scanned", "ranked once"])
+def test_in_batches_the_order_of_a_crowd_is_the_same(policy: EvictionPolicy, until: int) -> None:
+    one_by_one = order(crowd(500, policy, batched=False, until=until), now=500)
+    assert one_by_one == [f"s{age}" for age in range(500)]
+    assert order(crowd(500, policy, batched=True, until=until), now=500) == one_by_one
+
+
+@pytest.mark.parametrize("until", [0, FOREVER], ids=["open", "retained"])
+def test_in_batches_a_victim_costs_little_in_a_crowd(until: int) -> None:
+    policy = CountedLru()
+    order(crowd(2_000, policy, batched=True, until=until), now=2_000)
+    assert len(policy.asked) < 2_000 * 40, "one by one it would be 2,000,000"
+
+
+def test_in_batches_those_that_were_named_and_are_gone_are_passed_over() -> None:
+    index = crowd(64, CountedLru(), batched=True)
+    assert index.victim(64) is not None
+    gone = {each.session: each for each in index if each.session in ("s0", "s1", "s2")}
+    for each in gone.values():
+        index.discard(each)
+    gone["s2"].released = True
+    index.add(gone["s2"], 64)
+    assert order(index, 64) == ["s2", *(f"s{age}" for age in range(3, 64))]
+
+
+@pytest.mark.parametrize("policy", [WaLru(), PrefixLru()], ids=repr)
+def test_in_batches_a_retained_victim_gives_way_to_an_unprotected_one(
+    policy: EvictionPolicy,
+) -> None:
+    index = RetentionIndex(policy, batched=True)
+    retained, brief = entry("retained", 0, retained_until=50), entry("brief", 1, retained_until=20)
+    index.add(retained, 10)
+    index.add(brief, 10)
+    assert index.victim(10) is retained
+    assert index.victim(20) is brief, "its time is over"
+    index.discard(brief)
+    assert index.victim(20) is retained
+    index.add(entry("open", 3), 21)
+    assert order(index, 21) == ["open", "retained"]

@@ -105,13 +105,16 @@ class Vllm(Server):
         return sum(map(float, found))
 
 
-def start_vllm(model: Path, log: Path, *more: str) -> Vllm:
+def start_vllm(
+    model: Path, log: Path, *more: str, environment: Mapping[str, str] | None = None
+) -> Vllm:
     """Starts a server and does not wait for it."""
     port = _free_port()
     options = [str(word) for option in OPTIONS.items() for word in option]
     module = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command = [*module, "--model", str(model), "--port", str(port), *options, *SWITCHES, *more]
-    return Vllm(_start(command, log, ENVIRONMENT), log, command, f"http://127.0.0.1:{port}")
+    process = _start(command, log, ENVIRONMENT | dict(environment or {}))
+    return Vllm(process, log, command, f"http://127.0.0.1:{port}")
 
 
 def kv_events() -> tuple[str, str]:

@@ -7,6 +7,7 @@ KV of one lineage), and leaves blocks, hashes and prefix trees to its host.
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -16,6 +17,9 @@ FOREVER = 1 << 62
 
 DEFAULT_REUSE = 1.0
 """P_reuse of KV about which nobody said anything."""
+
+BATCH_SHARE = 16
+"""In batches, one scan names this part of the candidates (one in so many), at least one."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -69,17 +73,25 @@ class RetentionIndex:
 
     A victim stays the victim until it is gone, in use again, or (static policies) outranked by a
     newcomer, so that space is taken from one session after another and not from all a little.
-    O(log n) per victim for static policies, one scan per victim for the others.
+    O(log n) per victim for static policies, one scan per victim for the others and for retained
+    ones.
+
+    ``batched`` is for engines with thousands of sessions: a scan names several victims, so that
+    each costs O(log n) amortised, and one that becomes idle after a scan waits for the next one;
+    but a retained victim gives way as soon as an unprotected entry is there.
     """
 
-    def __init__(self, policy: EvictionPolicy) -> None:
+    def __init__(self, policy: EvictionPolicy, *, batched: bool = False) -> None:
         self.policy = policy
+        self.batched = batched
         self._released: dict[KVEntry, None] = {}
         self._open: dict[KVEntry, None] = {}
         self._retained: dict[KVEntry, None] = {}
         self._ranked: list[tuple[float, int, KVEntry]] = []
         self._expiring: list[tuple[float, int, KVEntry]] = []
         self._victim: KVEntry | None = None
+        self._named: deque[tuple[int, KVEntry]] = deque()
+        """Victims to come of the last scan; valid with their ticket only."""
         self._tickets = 0
 
     def __len__(self) -> int:
@@ -127,6 +139,10 @@ class RetentionIndex:
 
     def victim(self, now: int) -> KVEntry | None:
         """The entry whose tail goes next; None when nothing is idle."""
+        if self.batched and self._victim in self._retained:
+            self._expire(now)
+            if self._open or self._released:
+                self._victim = None
         if self._victim is None:
             self._expire(now)
             self._victim = self._choose(now)
@@ -135,10 +151,16 @@ class RetentionIndex:
     def _choose(self, now: int) -> KVEntry | None:
         if self._released:
             return next(iter(self._released))
-        if self._open:
-            return self._first_ranked() if self.policy.static else self._scan(self._open, now)
-        expiring = {e: None for e in self._retained if e.retained_until < FOREVER}
-        return self._scan(expiring or self._retained, now)
+        if self._open and self.policy.static:
+            return self._first_ranked()
+        candidates = self._open or self._retained
+        while self._named:
+            ticket, entry = self._named.popleft()
+            if entry.ticket == ticket and entry in candidates:
+                return entry
+        if candidates is self._retained:
+            candidates = {e: None for e in candidates if e.retained_until < FOREVER} or candidates
+        return self._scan(candidates, now)
 
     def _first_ranked(self) -> KVEntry | None:
         while self._ranked:
@@ -157,7 +179,12 @@ class RetentionIndex:
             max(1, max(entry.tokens for entry in entries)),
         )
         rank = self.policy.rank
-        return max(entries, key=lambda entry: (rank(entry, cache), -entry.ticket))
+        ranked = [(rank(entry, cache), -entry.ticket, entry) for entry in entries]
+        if not self.batched:
+            return max(ranked)[-1]
+        first, *others = heapq.nlargest(max(1, len(ranked) // BATCH_SHARE), ranked)
+        self._named = deque((-ticket, entry) for _, ticket, entry in others)
+        return first[-1]
 
     def _expire(self, now: int) -> None:
         while self._expiring and self._expiring[0][0] <= now:
