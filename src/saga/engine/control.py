@@ -50,8 +50,6 @@ def _on_request(request: str, call: Callable[[], bool]) -> dict[str, Any]:
 def retain(engine: EmulatedEngine, body: Body) -> dict[str, Any]:
     session, ttl_s = _session(body), seconds(body.get("ttl_s"), "ttl_s")
     score = None if body.get("score") is None else number(body["score"], "score")
-    if ttl_s == 0:
-        return _on_session(session, lambda: engine.release(session))
     return _on_session(session, lambda: engine.retain(session, ttl_s, score))
 
 
