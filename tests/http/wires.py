@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -13,8 +13,9 @@ from saga.http.server import Server
 
 T = TypeVar("T")
 
-Answer = Callable[[Request, Reply], Awaitable[None]]
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+UPGRADE = ("connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABk")
+"""An offer of another protocol, as Java's client makes it."""
 
 
 class ShiftedLoop(asyncio.SelectorEventLoop):
@@ -197,6 +198,14 @@ class Held:
             self.cancelled.append(request.target)
             raise
         reply.respond(200, [], echo(request.method, request.target, body))
+
+
+async def exchanged(*pieces: bytes, answer: Application | None = None) -> bytes:
+    """What a client gets that sends these pieces at once and reads to the end of the answers."""
+    wire = wired(answer or Echo())
+    wire.feed(*pieces)
+    await settle()
+    return wire.written
 
 
 def get(target: str, *headers: str, version: str = "1.1") -> bytes:
