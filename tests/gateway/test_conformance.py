@@ -70,7 +70,7 @@ class Pair:
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
     # Time would decide which tokens share an event: here all that are there do.
-    options: dict[str, Any] = {"speed": 500.0, "chunk_us": 10**9, "model": "m"}
+    options: dict[str, Any] = {"speed": 1e6, "chunk_us": 10**9, "model": "m"}
     with (
         running(**options) as direct,
         running(**options) as behind,

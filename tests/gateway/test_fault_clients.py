@@ -306,7 +306,7 @@ def test_no_stream_is_cut_when_the_process_is_told_to_stop(number: signal.Signal
         async def scenario() -> list[tuple[int, bytes, dict[str, str]]]:
             asking = [
                 asyncio.create_task(
-                    live.fetch(f"{gateway_url}{CHAT}", long(f"task {n}", 150, stream=bool(n % 2)))
+                    live.fetch(f"{gateway_url}{CHAT}", long(f"task {n}", 600, stream=bool(n % 2)))
                 )
                 for n in range(8)
             ]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import suppress
 
 import pytest
 from tests.http.wires import (
@@ -15,7 +12,6 @@ from tests.http.wires import (
     UPGRADE,
     Echo,
     Held,
-    Wire,
     ask,
     echo,
     exchanged,
@@ -29,7 +25,6 @@ from tests.http.wires import (
     wired_to,
 )
 
-from saga.http.connection import Bounds, Connection
 from saga.http.exchange import Reply, Request
 from saga.http.server import Server
 
@@ -82,6 +77,24 @@ def test_one_whose_body_nobody_wants_is_not_told_to_send_it() -> None:
         )
     )
     assert b"100" not in written
+
+
+def test_a_client_is_told_to_go_on_once() -> None:
+    async def asks_again(request: Request, reply: Reply) -> None:
+        with suppress(TimeoutError):
+            await request.body(10, 1.0)
+        reply.respond(200, [], await request.body(10, 60.0))
+
+    async def scenario() -> None:
+        wire = wired(asks_again)
+        wire.feed(ask("POST", "/", "expect: 100-continue", "content-length: 2"))
+        await settle()
+        await pass_time(2)
+        wire.feed(b"ab")
+        await settle()
+        assert wire.written == CONTINUE + ok(b"ab")
+
+    shifted(scenario())
 
 
 def test_nobody_is_told_to_go_on_after_the_answer_has_begun() -> None:
@@ -202,15 +215,21 @@ def test_what_came_before_nonsense_is_answered() -> None:
     shifted(scenario([good, nonsense, get("/4")]))
 
 
+OLD = get("/", "connection: keep-alive", version="1.0")
+
+
 @pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize("last", [get("/", "connection: close"), get("/", version="1.0")])
-def test_nothing_is_taken_after_the_last_request(last: bytes, apart: bool) -> None:
+@pytest.mark.parametrize("first", [b"", get("/first")])
+@pytest.mark.parametrize("last", [get("/", "connection: close"), get("/", version="1.0"), OLD])
+def test_nothing_is_taken_after_the_last_request(last: bytes, first: bytes, apart: bool) -> None:
     async def scenario() -> None:
         wire = wired(Echo())
-        after = [b"\r\n", get("/after"), b"nonsense"]
-        wire.feed(*([last, *after] if apart else [last + b"".join(after)]))
+        after = [b"\r\n", *[get("/after")] * 10, b"nonsense"]
+        wire.feed(first, *([last, *after] if apart else [last + b"".join(after), get("/after")]))
+        assert wire.num_pending == 0, "it is thrown away"
         await settle()
-        assert wire.written == ok(echo("GET", "/"), close=True)
+        before = ok(echo("GET", "/first")) if first else b""
+        assert wire.written == before + ok(echo("GET", "/"), close=True)
         assert wire.closing
         assert not wire.aborted
 
@@ -243,6 +262,27 @@ def test_one_that_leaves_is_worked_for_no_more() -> None:
         assert (held.begun, held.cancelled) == (["/1"], ["/1"])
         assert not server.connections
         assert wire.written == b""
+
+    shifted(scenario())
+
+
+@pytest.mark.parametrize("number", [2, 5, 6, 20])
+def test_one_that_sent_nonsense_and_leaves_is_heard(number: int) -> None:
+    """Even one that had to wait for its answers before."""
+
+    async def scenario() -> None:
+        held = Held()
+        server = Server(held)
+        wire = wired_to(server)
+        wire.feed(*[get("/")] * (number - 1), get("/") + b"nonsense\r\n\r\n")
+        while wire.num_pending:
+            held.answer_one()
+            await settle()
+        assert wire.reading
+        wire.leave()
+        await settle()
+        assert held.cancelled == ["/"]
+        assert not server.connections
 
     shifted(scenario())
 
@@ -329,6 +369,49 @@ def test_writing_to_one_that_has_left_goes_nowhere() -> None:
     shifted(scenario())
 
 
+# ---- a server that stops
+
+
+@pytest.mark.parametrize("number", [1, 2, 10])
+def test_what_waits_is_thrown_away_when_the_server_stops(number: int) -> None:
+    async def scenario() -> None:
+        held = Held()
+        server = Server(held)
+        wire = wired_to(server)
+        wire.feed(*[get("/")] * number, ask("POST", "/", f"content-length: {1 << 20}"))
+        await settle()
+        stopping = asyncio.create_task(server.stop(60))
+        await settle()
+        for _ in range(16):
+            wire.feed(b"a" * (1 << 16))
+        assert wire.reading
+        assert wire.num_pending == 0
+        held.answer_one()
+        await stopping
+        assert wire.written == ok(echo("GET", "/"), close=True)
+        assert wire.lost
+
+    shifted(scenario())
+
+
+def test_what_is_under_way_is_read_to_its_end_when_the_server_stops() -> None:
+    async def scenario() -> None:
+        held = Held()
+        server = Server(held)
+        wire = wired_to(server)
+        wire.feed(ask("POST", "/", "content-length: 4") + b"ab")
+        await settle()
+        stopping = asyncio.create_task(server.stop(60))
+        await settle()
+        wire.feed(b"cd", *[get("/")] * 10)
+        assert wire.num_pending == 0, "it is thrown away"
+        held.answer_one()
+        await stopping
+        assert wire.written == ok(echo("POST", "/", b"abcd"), close=True)
+
+    shifted(scenario())
+
+
 # ---- failures
 
 
@@ -404,200 +487,5 @@ def test_no_answer_is_no_empty_answer() -> None:
         await settle()
         assert wire.written == b""
         assert wire.aborted
-
-    shifted(scenario())
-
-
-# ---- time
-
-BOUNDS = Bounds(head_s=10.0, idle_s=30.0, stall_s=20.0)
-
-
-@pytest.mark.parametrize("before", [b"", get("/")])
-def test_an_idle_connection_is_closed(before: bytes) -> None:
-    async def scenario() -> None:
-        wire = wired(Echo(), BOUNDS)
-        await pass_time(20)
-        wire.feed(before)
-        await settle()
-        await pass_time(25 if before else 5)
-        assert not wire.closing
-        await pass_time(10)
-        assert wire.closing
-        assert statuses(wire.written) == ([200] if before else [])
-
-    shifted(scenario())
-
-
-def test_empty_lines_keep_no_connection_open() -> None:
-    async def scenario() -> None:
-        wire = wired(Echo(), BOUNDS)
-        for _ in range(4):
-            wire.feed(b"\r\n")
-            await pass_time(9)
-        assert wire.closing
-
-    shifted(scenario())
-
-
-def test_a_head_that_dribbles_is_given_up() -> None:
-    async def scenario() -> None:
-        wire = wired(Echo(), BOUNDS)
-        await pass_time(25)
-        wire.feed(b"GET / HTTP/1.1\r\n")
-        for _ in range(4):
-            assert wire.written == b""
-            await pass_time(2)
-            wire.feed(b"x: a\r\n")
-        await pass_time(3)
-        assert statuses(wire.written) == [408]
-        assert wire.at_eof
-
-    shifted(scenario())
-
-
-def test_a_head_behind_another_request_is_given_up_too() -> None:
-    async def scenario() -> None:
-        held = Held()
-        wire = wired(held, BOUNDS)
-        wire.feed(get("/") + b"GET /next")
-        await pass_time(100)
-        assert wire.written == b"", "one thing after the other"
-        held.answer_one()
-        await settle()
-        wire.feed(b"a")
-        await pass_time(9)
-        assert statuses(wire.written) == [200]
-        await pass_time(2)
-        assert statuses(wire.written) == [200, 408]
-
-    shifted(scenario())
-
-
-def test_an_answer_may_take_its_time() -> None:
-    async def scenario() -> None:
-        held = Held()
-        wire = wired(held, BOUNDS)
-        wire.feed(get("/"))
-        await pass_time(1000)
-        held.answer_one()
-        await settle()
-        assert statuses(wire.written) == [200]
-        assert not wire.closing
-
-    shifted(scenario())
-
-
-async def endless(request: Request, reply: Reply) -> None:
-    reply.start(200, [])
-    while True:
-        reply.write(b"a" * 1000)
-        await reply.drain()
-        await asyncio.sleep(1)
-
-
-def test_one_that_takes_nothing_of_its_answer_is_given_up() -> None:
-    async def scenario() -> None:
-        server = Server(endless, BOUNDS)
-        wire = wired_to(server)
-        wire.feed(get("/"))
-        await settle()
-        wire.take_nothing()
-        await pass_time(19)
-        assert not wire.closing
-        await pass_time(20)
-        await pass_time(20)
-        assert wire.aborted
-        assert not server.connections
-
-    shifted(scenario())
-
-
-def test_one_that_takes_its_answer_slowly_is_waited_for() -> None:
-    async def scenario() -> None:
-        wire = wired(endless, BOUNDS)
-        wire.feed(get("/"))
-        await settle()
-        wire.take_nothing(100_000)
-        await pass_time(1)
-        for _ in range(10):
-            await pass_time(15)
-            wire.unsent -= 1_000
-        assert not wire.closing
-        wire.take_all()
-        await pass_time(1000)
-        assert not wire.closing, "it is for the application to say what is too slow"
-
-    shifted(scenario())
-
-
-@pytest.mark.parametrize("header", ["connection: close", "x: a"])
-def test_one_that_does_not_take_the_end_of_its_answer_is_given_up(header: str) -> None:
-    async def scenario() -> None:
-        server = Server(Echo(), BOUNDS)
-        wire = wired_to(server)
-        wire.unsent = 10_000
-        wire.feed(get("/", header))
-        await settle()
-        assert wire.closing == (header != "x: a")
-        assert not wire.lost
-        for _ in range(4):
-            await pass_time(25)
-        assert wire.aborted
-        assert not server.connections
-
-    shifted(scenario())
-
-
-# ---- what a connection keeps
-
-
-@contextmanager
-def uncollected(kind: type) -> Iterator[list[Any]]:
-    """Objects of a kind that are left at the end, without the help of the collector."""
-    left: list[Any] = []
-    gc.collect()
-    gc.disable()
-    try:
-        before = {id(thing) for thing in gc.get_objects() if isinstance(thing, kind)}
-        yield left
-        left += [t for t in gc.get_objects() if isinstance(t, kind) and id(t) not in before]
-    finally:
-        gc.enable()
-
-
-async def read_and_forget(request: Request, reply: Reply) -> None:
-    reply.respond(200, [], await request.body(1 << 20, 60.0))
-
-
-@pytest.mark.parametrize("pieces", [1, 3])
-def test_an_idle_connection_keeps_nothing_of_its_requests(pieces: int) -> None:
-    async def scenario(wire: Wire) -> None:
-        sent = ask("POST", "/" + "a" * 1000, body=b"b" * 1000)
-        size = len(sent) // pieces + 1
-        wire.feed(*(sent[at : at + size] for at in range(0, len(sent), size)))
-        await settle()
-        assert statuses(wire.written) == [200]
-
-    async def scenarios() -> None:
-        wire = wired(read_and_forget)
-        with uncollected(Request) as left:
-            await scenario(wire)
-        assert not left
-        assert not wire.closing
-
-    shifted(scenarios())
-
-
-def test_a_connection_that_has_ended_is_gone() -> None:
-    async def scenario() -> None:
-        server = Server(read_and_forget)
-        with uncollected(Connection) as left:
-            wire = wired_to(server)
-            wire.feed(get("/"), get("/", "connection: close"))
-            await settle()
-            assert wire.lost
-            del wire.protocol
-        assert not left
 
     shifted(scenario())

@@ -136,6 +136,17 @@ def test_a_head_that_does_not_end_is_refused(part: bytes) -> None:
     shifted(scenario())
 
 
+def test_many_heads_are_not_one_long_one() -> None:
+    async def scenario() -> None:
+        wire = wired(Echo(), Bounds(head_bytes=1000))
+        for _ in range(100):
+            wire.feed(get("/"))
+            await settle()
+        assert statuses(wire.written) == [200] * 100
+
+    shifted(scenario())
+
+
 def test_empty_lines_without_end_are_refused() -> None:
     async def scenario() -> None:
         wire = wired(Echo(), Bounds(head_bytes=1000))
@@ -191,6 +202,9 @@ def test_headers_of_several_lines_are_one() -> None:
         request = answer.requests[0]
         assert request.headers == {"host": "h", "trace": "a, b, c", "x": "b", "empty": ""}
         assert request.head_size >= len("/hosthtraceaxbtracebemptytracec")
+        wire.feed(get("/" + "a" * 5_000))
+        await settle()
+        assert answer.requests[1].head_size >= 5_000
 
     shifted(scenario())
 
@@ -293,19 +307,23 @@ def test_so_does_the_body_of_a_request_that_waits_for_its_turn() -> None:
     async def scenario() -> None:
         held = Held()
         wire = wired(held)
-        wire.feed(get("/first"), ask("POST", "/next", f"content-length: {1 << 20}"))
+        wire.feed(get("/1") + get("/2"), ask("POST", "/3", f"content-length: {1 << 20}"))
         piece = b"a" * (1 << 16)
         for _ in range(16):
             wire.feed(piece)
-        wire.feed(get("/last"))
+        wire.feed(get("/4"))
         await settle()
         assert not wire.reading
-        assert wire.num_pending >= 12
+        num_pending = wire.num_pending
+        assert num_pending >= 12
+        held.answer_one()
+        await settle()
+        assert wire.num_pending == num_pending, "it is not its turn yet"
         for _ in range(3):
             held.answer_one()
         await settle()
-        assert statuses(wire.written) == [200, 200, 200]
-        assert held.begun == ["/first", "/next", "/last"]
+        assert statuses(wire.written) == [200] * 4
+        assert held.begun == ["/1", "/2", "/3", "/4"]
 
     shifted(scenario())
 

@@ -218,6 +218,7 @@ def _answer(
 
 
 def _tenant_name(value: str | None) -> str | None:
-    """A tenant that a trusted proxy names; it may be any short name without a slash."""
-    good = value is not None and 0 < len(value) <= 64 and "/" not in value and value.isprintable()
-    return value if good else None
+    """A tenant that a trusted proxy names; it may be any short name without a slash, nor a comma,
+    which joins two headers of one name."""
+    good = value is not None and 0 < len(value) <= 64 and value.isprintable()
+    return value if good and not set("/,") & set(value or "") else None

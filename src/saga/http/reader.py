@@ -73,7 +73,6 @@ class Reader:
             return
         request = self._incoming or Request(self._connection)
         is_known = self._incoming is not None and not self.in_head
-        request.keeps_alive = False
         request.refuse(error)
         self.hear_no_more()
         if not is_known:
