@@ -91,10 +91,19 @@ class Wire(asyncio.Transport):
     def feed(self, *pieces: bytes) -> None:
         self._pending += pieces
         while self._pending and self.reading and not self.closing:
-            self.protocol.data_received(self._pending.pop(0))
+            self._give(self._pending.pop(0))
         if self._left and self.reading and not self.closing:
             self.protocol.eof_received()
             self.close()
+
+    def _give(self, piece: bytes) -> None:
+        """As much as is asked for goes first; the rest as if it had come later."""
+        room = self.protocol.get_buffer(-1)
+        size = min(len(room), len(piece))
+        room[:size] = piece[:size]
+        if size < len(piece):
+            self._pending.insert(0, piece[size:])
+        self.protocol.buffer_updated(size)
 
     def leave(self) -> None:
         """Says that no more will come."""

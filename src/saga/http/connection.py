@@ -48,10 +48,11 @@ class Bounds:
     """Without taking anything of an answer that waits for it."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """Requests are answered in their order. A client that leaves cancels the one being answered."""
 
     __slots__ = (
+        "_at",
         "_drained",
         "_due",
         "_loop",
@@ -75,6 +76,8 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._reader = Reader(self, server.bounds)
+        self._at: memoryview | None = None
+        """Where a body is being read to."""
         self._transport: asyncio.Transport
         self.waiting: deque[Request] = deque()
         """Requests behind the one that is being answered."""
@@ -202,8 +205,17 @@ class Connection(asyncio.Protocol):
             self._drained.set_result(None)
             self._drained = None
 
-    def data_received(self, data: bytes) -> None:
-        self._reader.feed(data)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Long bodies are read to where they stay, all else to where every connection reads."""
+        self._at = self._reader.room
+        return self._server.buffer if self._at is None else self._at
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._at is None:
+            self._reader.feed(self._server.buffer[:nbytes])
+        else:
+            self._at = None
+            self._reader.filled(nbytes)
 
     # ---- answering
 

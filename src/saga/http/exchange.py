@@ -15,6 +15,8 @@ Headers = list[tuple[bytes, bytes]]
 _NO_BODY: Final = frozenset({204, 304})
 _COPIED: Final = 64 * 1024
 """Longer pieces are not copied to put their framing around them."""
+_IN_PLACE: Final = 1024 * 1024
+"""Longer bodies have to come before memory is taken for them."""
 _UNREAD: Final = 256 * 1024
 """Bytes of a body that may be here before anybody asks for it."""
 
@@ -39,6 +41,7 @@ class Request:
         "_complete",
         "_connection",
         "_most",
+        "_place",
         "_size",
         "_waiter",
         "expects_continue",
@@ -70,6 +73,8 @@ class Request:
         """Why it cannot be served, if it cannot."""
         self._connection = connection
         self._body: list[bytes] = []
+        self._place: bytearray | None = None
+        """What the rest of the body is read into, if it is wanted and its length is told."""
         self._size = 0
         self._complete = False
         self._most: int | None = None
@@ -92,12 +97,19 @@ class Request:
                 self._connection.say_continue()
             async with asyncio.timeout(timeout_s):
                 await self._rest(most)
-        if len(self._body) > 1:
+        if self._place is not None:
+            self._body, self._place = [bytes(self._place)], None
+        elif len(self._body) > 1:
             self._body = [b"".join(self._body)]
         return self._body[0] if self._body else b""
 
     async def _rest(self, most: int) -> None:
         self._most = most
+        length = int(self.headers.get("content-length", 0))
+        if self._size < length <= _IN_PLACE and self._place is None:
+            self._place = bytearray(length)
+            self._place[: self._size] = b"".join(self._body)
+            self._body = []
         self._connection.read_on()
         try:
             while not self._complete:
@@ -120,6 +132,17 @@ class Request:
                 self._connection.wait_for_reader()
         elif self._size > self._most:
             self._wake()
+
+    @property
+    def room(self) -> memoryview | None:
+        """Where the next bytes of the body belong, if they need not be copied there."""
+        return None if self._place is None else memoryview(self._place)[self._size :]
+
+    def filled(self, size: int) -> bool:
+        """So many bytes were put into ``room``; whether the body is complete."""
+        assert self._place is not None
+        self._size += size
+        return self._size == len(self._place)
 
     def finish(self) -> None:
         self._complete = True

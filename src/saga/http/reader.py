@@ -50,7 +50,7 @@ class Reader:
         self._overhead = 0
         """Bytes in a row that brought no body."""
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         if self.deaf:
             return
         self._overhead += len(data)
@@ -62,9 +62,21 @@ class Reader:
         except httptools.HttpParserError as error:
             self.refuse(_reason(error))
         if upgrade_at is not None:
-            self._stay(data[upgrade_at:])
+            self._stay(bytes(data[upgrade_at:]))
         elif self.in_head or self._overhead:
             self._watch()
+
+    @property
+    def room(self) -> memoryview | None:
+        """Where bytes can be put at once instead of being fed, as they are known to be a body."""
+        return None if self._incoming is None or self.in_head else self._incoming.room
+
+    def filled(self, size: int) -> None:
+        """So many bytes were put into ``room``."""
+        request = self._incoming
+        if request is not None and request.filled(size):
+            self._parser = httptools.HttpRequestParser(self)  # the old one still waits for them
+            self._complete(request)
 
     def refuse(self, error: BadRequest) -> None:
         """For what is no request: nothing after it can be told from it. What came before it is
@@ -135,12 +147,15 @@ class Reader:
         request = self._incoming
         if request is None or ("upgrade" in request.headers and self._parser.should_upgrade()):
             return
+        self._complete(request)
+
+    # ---- inside
+
+    def _complete(self, request: Request) -> None:
         self._incoming = None
         request.finish()
         if self._connection.closes or not request.keeps_alive:
             self.hear_no_more()
-
-    # ---- inside
 
     def _watch(self) -> None:
         """Over a head that has not come to its end, or a body with much around it."""

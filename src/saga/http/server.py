@@ -12,6 +12,8 @@ from typing import Final
 from saga.http.connection import Application, Bounds, Connection
 
 _BACKLOG: Final = 4096
+_READ: Final = 256 * 1024
+"""Bytes read at once."""
 _CANCELLED_S: Final = 1.0
 """For how long what is cut off may clean up."""
 
@@ -23,6 +25,8 @@ class Server:
         self.application = application
         self.bounds = bounds or Bounds()
         self.stopping = False
+        self.buffer = memoryview(bytearray(_READ))
+        """What every connection reads into; what is read is dealt with before another one reads."""
         self.connections: set[Connection] = set()
         """Until they are closed and nobody works on them."""
         self._listener: asyncio.Server | None = None
