@@ -280,6 +280,6 @@ def test_no_order_of_events_breaks_the_bounds(
         assert len(blocks) <= 6
         if number % 7 == 0:
             assert len(blocks.changes()) <= 3
-    blocks.removed(list(range(10)) * len(events))
+    blocks.removed(list(range(10)) * sum(len(hashes) for _, hashes, _ in events))
     assert len(blocks) == 0
     assert all(not held.tokens for held in blocks.changes())
