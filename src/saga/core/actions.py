@@ -6,10 +6,10 @@ comes back as an event.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from saga.core.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Dispatch:
     """Send a request to an engine."""
 
@@ -20,7 +20,7 @@ class Dispatch:
     """Lower goes first inside the engine; equal ones in order of arrival there."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Reject:
     """Refuse a request; ``retry_after_us`` None means that trying again cannot help."""
 
@@ -29,7 +29,7 @@ class Reject:
     retry_after_us: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Cancel:
     """Stop a request on its engine; nobody waits for it any more."""
 
@@ -38,7 +38,7 @@ class Cancel:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Preempt:
     """Stop a running request for now; the engine resumes it behind the others it holds."""
 
@@ -47,7 +47,7 @@ class Preempt:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Retain:
     """Keep a session's idle KV on an engine until ``until``; ``score`` is its chance of reuse."""
 
@@ -58,7 +58,7 @@ class Retain:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Release:
     """A session's KV on an engine will not be asked for again: it goes first."""
 
@@ -67,7 +67,7 @@ class Release:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Offload:
     """Copy a session's idle KV to the engine's host-memory tier and free it on the GPU."""
 
@@ -76,7 +76,7 @@ class Offload:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Prefetch:
     """Have a session's KV ready on the engine before it is asked for."""
 
@@ -85,7 +85,7 @@ class Prefetch:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Move:
     """Copy a session's KV to another engine; its request follows. Frees the source when done."""
 
@@ -95,7 +95,7 @@ class Move:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class WakeAt:
     """Send a ``Tick`` at this time; only the earliest one outstanding matters."""
 

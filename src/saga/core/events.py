@@ -6,10 +6,10 @@ where a host cannot know better (a gateway before the engine has answered).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from saga.core.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class EngineUp:
     """An engine joined, or came back empty after ``EngineDown``, or ends its draining."""
 
@@ -21,9 +21,13 @@ class EngineUp:
     """GPU time of one uncached prompt token; what service is charged by."""
     decode_us_per_token: float = 2_500.0
     """GPU time of one generated token at the engine's usual batch size."""
+    retains: bool = True
+    """Whether it can be asked to keep a session's KV."""
+    prefetches: bool = True
+    """Whether it can be asked to make a session's KV ready."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class EngineDown:
     """An engine and its KV are gone; what ran there is queued again."""
 
@@ -31,7 +35,7 @@ class EngineDown:
     engine: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class EngineDraining:
     """An engine finishes what it runs and gets nothing new."""
 
@@ -39,7 +43,7 @@ class EngineDraining:
     engine: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class EngineReport:
     """An engine's own word on its KV memory in use, measured ``age_us`` before ``at``."""
 
@@ -49,7 +53,7 @@ class EngineReport:
     age_us: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class BlocksStored:
     """KV of a session became resident on an engine; ``num_tokens`` is its new total there.
 
@@ -63,7 +67,7 @@ class BlocksStored:
     num_tokens: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class BlocksRemoved:
     """KV of a session was evicted; ``num_tokens`` is what remains there."""
 
@@ -73,7 +77,7 @@ class BlocksRemoved:
     num_tokens: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class WorkflowSubmitted:
     """A workflow exists from now on; its TCT starts with its first request."""
 
@@ -89,7 +93,7 @@ class WorkflowSubmitted:
     """Declared mean number of steps of this agent type, if the client declares its graph."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class WorkflowDone:
     """The last response was delivered; everything the scheduler holds for it goes."""
 
@@ -97,7 +101,7 @@ class WorkflowDone:
     workflow: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class SessionOpened:
     at: int
     session: str
@@ -105,7 +109,7 @@ class SessionOpened:
     parent: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class SessionClosed:
     """No further request of this session will come."""
 
@@ -113,7 +117,7 @@ class SessionClosed:
     session: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class RequestArrived:
     at: int
     request: str
@@ -125,7 +129,7 @@ class RequestArrived:
     """The only engine that can serve it, because it holds state that the request refers to."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class RequestStarted:
     """The engine accepted the request into its batch: the session's home is there from now on."""
 
@@ -135,13 +139,13 @@ class RequestStarted:
     """Prompt tokens that were not computed again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class RequestFirstToken:
     at: int
     request: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class RequestFinished:
     at: int
     request: str
@@ -152,7 +156,7 @@ class RequestFinished:
     """The tool that the response calls; None when it calls none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class RequestFailed:
     """The engine could not serve the request; ``retry`` puts it back into the queue."""
 
@@ -162,7 +166,7 @@ class RequestFailed:
     retry: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class RequestCancelled:
     """The client went away."""
 
@@ -170,7 +174,7 @@ class RequestCancelled:
     request: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ToolStarted:
     """A client that tells: the tool after the session's last step runs from now on."""
 
@@ -179,13 +183,13 @@ class ToolStarted:
     tool: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ToolFinished:
     at: int
     session: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Tick:
     """A wake-up that was asked for with ``WakeAt``, or any other reason to look again."""
 

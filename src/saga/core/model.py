@@ -185,6 +185,8 @@ class Engine:
     max_num_seqs: int
     prefill_us_per_token: float
     decode_us_per_token: float
+    retains: bool = True
+    prefetches: bool = True
     draining: bool = False
     num_waiting: int = 0
     """Dispatched and not started, counted by the scheduler itself."""

@@ -66,7 +66,8 @@ class Scheduler:
         """Engines whose queue may move after this event."""
         self._num_placed = 0
         """Requests in the queues of engines."""
-        self._max_capacity = 0
+        self.max_capacity = 0
+        """KV tokens of the largest engine that takes requests."""
         self._wake: int | None = None
         self._next_epoch = 0
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
@@ -126,6 +127,8 @@ class Scheduler:
                 max_num_seqs=event.max_num_seqs,
                 prefill_us_per_token=event.prefill_us_per_token,
                 decode_us_per_token=event.decode_us_per_token,
+                retains=event.retains,
+                prefetches=event.prefetches,
                 idle_since=event.at,
             )
             self.state.engines[engine.id] = engine
@@ -185,7 +188,7 @@ class Scheduler:
     def _engines_changed(self) -> None:
         self.view.engines = engines = self.state.open_engines
         self.view.loads.reset(engines)
-        self._max_capacity = max((engine.kv_capacity_tokens for engine in engines), default=0)
+        self.max_capacity = max((engine.kv_capacity_tokens for engine in engines), default=0)
 
     # ---- workflows and sessions
 
@@ -249,11 +252,7 @@ class Scheduler:
         if session.num_steps:
             graph = self.view.graphs.learn(session.workflow.agent_type)
             graph.observe_end(session.tool, session.num_steps)
-        retention = self.policies.retention
-        if session.home is not None and session.resident_tokens:
-            if retention is not None and retention.release_finished:
-                self.kv.release(session, session.home, "its session ended")
-            self.kv.set_resident(session, 0)
+        self.kv.leave_home(session, "its session ended")
         self.kv.assign(session, None, 0)
         del self.state.sessions[session.id]
         del session.workflow.sessions[session.id]
@@ -462,12 +461,12 @@ class Scheduler:
 
     def _is_too_long(self, request: Request) -> bool:
         """Refuses it if it fits no engine."""
-        if not self.view.engines or request.prompt_tokens < self._max_capacity:
+        if not self.view.engines or request.prompt_tokens < self.max_capacity:
             return False
         self._refuse(
             request,
             f"prompt of {request.prompt_tokens} tokens does not fit "
-            f"the KV capacity of {self._max_capacity}",
+            f"the KV capacity of {self.max_capacity}",
         )
         return True
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from saga.core import actions as act
 from saga.core.cache import FOREVER
 from saga.core.model import ClusterState, Engine, Session, SessionState
-from saga.core.policy import Policies
+from saga.core.policy import Policies, RetentionPolicy
 from saga.core.view import View
 
 
@@ -37,15 +37,22 @@ class SessionKV:
     def settle_home(self, session: Session, engine: Engine, tokens: int) -> None:
         """The engine accepted a request of the session: it is its home from now on."""
         if session.home is not engine:
-            retention = self._policies.retention
-            if session.home is not None and session.resident_tokens:
-                if retention is not None and retention.release_finished:
-                    self.release(session, session.home, f"its session went to {engine.id}")
-                self.set_resident(session, 0)
+            self.leave_home(session, f"its session went to {engine.id}")
             session.home = engine
         session.retained = False
         session.context_tokens = max(session.context_tokens, tokens)
         self.set_resident(session, tokens)
+
+    def leave_home(self, session: Session, reason: str) -> None:
+        """Nobody will ask for the KV that it has there."""
+        home = session.home
+        if home is None or not session.resident_tokens:
+            return
+        retention = self._retention(home)
+        if retention is not None and retention.release_finished:
+            session.retained = False
+            self._do(act.Release(engine=home.id, session=session.id, reason=reason))
+        self.set_resident(session, 0)
 
     def set_resident(self, session: Session, tokens: int) -> None:
         assert session.home is not None
@@ -55,33 +62,34 @@ class SessionKV:
 
     def assign(self, session: Session, engine: Engine | None, tokens: int) -> None:
         """Counts the session in the working set of the engine that has or will have its KV."""
-        if session.assigned is not None:
-            session.assigned.committed_tokens -= session.committed_tokens
-            session.assigned.num_sessions -= 1
-            self._view.loads.touch(session.assigned)
+        before = session.assigned
+        if before is not None:
+            before.committed_tokens -= session.committed_tokens
+            before.num_sessions -= 1
+            self._view.loads.touch(before)
         session.assigned = engine
         session.committed_tokens = tokens if engine is not None else 0
         if engine is not None:
             engine.committed_tokens += tokens
             engine.num_sessions += 1
-            self._view.loads.touch(engine)
+            if engine is not before:
+                self._view.loads.touch(engine)
 
     def protect_queued(self, session: Session) -> None:
-        retention = self._policies.retention
-        if retention is None or not retention.protect_queued or not session.resident_tokens:
+        home = session.home
+        if home is None or not session.resident_tokens:
             return
-        assert session.home is not None
-        self.retain(session, session.home, FOREVER, 1.0, "its next request is here")
+        retention = self._retention(home)
+        if retention is not None and retention.protect_queued:
+            self.retain(session, home, FOREVER, 1.0, "its next request is here")
 
     def begin_gap(self, session: Session) -> None:
         """A step ended: what becomes of the session's KV until it returns?"""
         if session.home is None:
             return
-        retention, offload, prefetch = (
-            self._policies.retention,
-            self._policies.offload,
-            self._policies.prefetch,
-        )
+        offload = self._policies.offload
+        prefetch = self._policies.prefetch if session.home.prefetches else None
+        retention = self._retention(session.home)
         self.begin_absence(session)
         hold = retention.hold(session, self._view) if retention is not None else None
         if hold is not None:
@@ -110,9 +118,8 @@ class SessionKV:
             )
         )
 
-    def release(self, session: Session, engine: Engine, reason: str) -> None:
-        session.retained = False
-        self._do(act.Release(engine=engine.id, session=session.id, reason=reason))
+    def _retention(self, engine: Engine) -> RetentionPolicy | None:
+        return self._policies.retention if engine.retains else None
 
     def lapse_due(self) -> None:
         """Sessions that are away for longer than expected leave their working set."""

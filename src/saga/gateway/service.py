@@ -28,7 +28,7 @@ from saga.gateway.kv_events import KvEvents
 from saga.gateway.limits import Limits
 from saga.gateway.live import LiveView
 from saga.gateway.metrics import Metrics
-from saga.gateway.probe import HINTS
+from saga.gateway.probe import CONTROL, HINTS
 from saga.gateway.relay import Call
 from saga.gateway.reload import Loaded
 from saga.gateway.residency import tell
@@ -246,12 +246,15 @@ class Gateway:
         info, settings = engine.info, self.settings.engines
         told = info.kv_capacity_tokens if info is not None else None
         batch = info.max_num_seqs if info is not None else None
+        retains = info is not None and CONTROL in info.capabilities
         self.host.tell(
             ev.EngineUp(
                 at=self.host.now,
                 engine=engine.name,
                 kv_capacity_tokens=settings.kv_capacity_tokens or told or DEFAULT_KV_TOKENS,
                 max_num_seqs=batch or settings.max_num_seqs,
+                retains=retains,
+                prefetches=False,
             )
         )
 
