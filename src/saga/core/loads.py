@@ -67,8 +67,8 @@ class Loads:
         self._engines: Sequence[Engine] = ()
         self._slots: dict[str, int] = {}
         self._tables: dict[Measure, list[float]] = {}
-        self._touched: set[int] = set()
-        """Slots that are not up to date in any table."""
+        self._touched: set[str] = set()
+        """Engines that are not up to date in any table; some may have gone."""
 
     def reset(self, engines: Sequence[Engine]) -> None:
         """Engines came or went."""
@@ -78,18 +78,17 @@ class Loads:
         self._touched.clear()
 
     def touch(self, engine: Engine) -> None:
-        slot = self._slots.get(engine.id)
-        if slot is not None:
-            self._touched.add(slot)
+        self._touched.add(engine.id)
 
     def table(self, measure: Measure) -> Sequence[float]:
         """The load of every engine, in their order."""
         if measure not in self._tables:
             self._tables[measure] = [MEASURES[measure](engine) for engine in self._engines]
         while self._touched:
-            slot = self._touched.pop()
-            for known, loads in self._tables.items():
-                loads[slot] = MEASURES[known](self._engines[slot])
+            slot = self._slots.get(self._touched.pop())
+            if slot is not None:
+                for known, loads in self._tables.items():
+                    loads[slot] = MEASURES[known](self._engines[slot])
         return self._tables[measure]
 
     def least(self, measure: Measure, salt: str) -> Engine:

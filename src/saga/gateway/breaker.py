@@ -55,6 +55,10 @@ class Breaker:
         self._opened: int | None = None
         self._trial: int | None = None
 
+    @property
+    def closed(self) -> bool:
+        return self._opened is None
+
     def state(self, now_us: int) -> BreakerState:
         if self._opened is None:
             return BreakerState.CLOSED

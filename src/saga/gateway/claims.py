@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
-from saga.gateway.body import Scalar
+from saga.gateway.body import Fields, Scalar
 from saga.gateway.locations import (
     DECODED,
     HEADERS,
@@ -120,24 +121,35 @@ class Finders:
         self._always: set[int] = set()
         """Numbers of those that look in places beside these two."""
         self._by_header: dict[str, set[int]] = {}
-        self._by_field: dict[str, set[int]] = {}
+        by_field: dict[str, set[int]] = {}
         for number, finder in enumerate(self._finders):
             if finder.places.elsewhere:
                 self._always.add(number)
             for name in finder.places.headers:
                 self._by_header.setdefault(name, set()).add(number)
             for name in finder.places.fields:
-                self._by_field.setdefault(name, set()).add(number)
+                by_field.setdefault(name, set()).add(number)
+        self._fields = _values(tuple(by_field))
+        self._of_fields = tuple(by_field.values())
 
     def that_may_find(self, request: Request) -> list[Finder]:
         """Those to which something is said at all: few."""
         numbers = set(self._always)
         for name in self._by_header.keys() & request.headers.keys():
             numbers |= self._by_header[name]
-        for name, some in self._by_field.items():
-            if getattr(request.fields, name):
-                numbers |= some
+        values = self._fields(request.fields)
+        if any(values):
+            for value, some in zip(values, self._of_fields, strict=True):
+                if value:
+                    numbers |= some
         return [self._finders[number] for number in sorted(numbers)]
+
+
+def _values(names: tuple[str, ...]) -> Callable[[Fields], tuple[object, ...]]:
+    """What gets these fields; one call, as it is made for every request."""
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda fields: tuple(getattr(fields, name) for name in names)
 
 
 def _above(agent: str) -> str:

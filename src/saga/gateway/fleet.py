@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 from saga.clock import Clock
-from saga.gateway.breaker import Breaker, BreakerLimits, BreakerState, is_failure
+from saga.gateway.breaker import Breaker, BreakerLimits, is_failure
 from saga.gateway.discovery import Source, engine_url
 from saga.gateway.kv_events import KvEvents
 from saga.gateway.probe import PROBE_TIMEOUTS, EngineInfo, probe
@@ -178,7 +178,7 @@ class Fleet:
 
     def note_sent(self, name: str) -> None:
         live = self.engines.get(name)
-        if live is not None and not self._closed(live):
+        if live is not None and not live.breaker.closed:
             live.breaker.sent(self._clock.now_us())
             self._tell()
 
@@ -187,7 +187,7 @@ class Fleet:
         live = self.engines.get(name)
         if live is not None:
             live.failures = 0
-            was_closed = self._closed(live)
+            was_closed = live.breaker.closed
             live.breaker.succeeded(self._clock.now_us())
             if not was_closed:
                 self._tell()
@@ -286,9 +286,6 @@ class Fleet:
         return self.engines.get(live.name) is live
 
     # ---- what is said of them
-
-    def _closed(self, live: LiveEngine) -> bool:
-        return live.breaker.state(self._clock.now_us()) is BreakerState.CLOSED
 
     def _passes(self, live: LiveEngine) -> bool:
         """Whether breakers let requests through to an engine that is up."""

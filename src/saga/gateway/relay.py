@@ -92,9 +92,9 @@ class Relay:
         gateway, call = self._gateway, self._call
         weight = gateway.tenant(call.tenant).weight
         self._session = gateway.sessions.enter(call.tenant, weight, call.identity)
-        self._arrived = self._host.now
         tool = self._session.tool
         self._live = self._arrive()
+        self._arrived = self._host.scheduler.state.now
         try:
             usage = await self._serve()
             tool = usage.tool
@@ -145,10 +145,12 @@ class Relay:
                 await self._go_back(str(error))
 
     async def _wait_for_place(self) -> None:
+        held_us = 0
         if self._live.engine is None:
             await self._hold()
+            held_us = self._host.now - self._arrived
         self._decision = self._live.placed.result().reason
-        self._gateway.metrics.held.observe((self._host.now - self._arrived) / 1e6)
+        self._gateway.metrics.held.observe(held_us / 1e6)
 
     async def _hold(self) -> None:
         live, settings = self._live, self._gateway.settings.queue

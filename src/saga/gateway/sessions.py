@@ -259,9 +259,8 @@ class Sessions:
         per_byte = self._tokens_per_byte.get(model, TOKENS_PER_BYTE)
         grown = body_bytes - session.body_bytes
         guess = session.prompt_tokens + int(grown * per_byte)
-        engines = self._host.scheduler.state.engines.values()
-        largest = max((engine.kv_capacity_tokens for engine in engines), default=None)
-        if largest is not None:
+        largest = self._host.scheduler.max_capacity
+        if largest:
             guess = min(guess, max(session.prompt_tokens, int(LARGEST_ESTIMATE * largest)))
         return max(1, guess)
 
