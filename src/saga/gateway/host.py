@@ -7,6 +7,7 @@ an action asks of an engine goes to ``EngineControl``.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -91,6 +92,10 @@ class Host:
         self._wake: asyncio.TimerHandle | None = None
         self._wake_at: int | None = None
 
+    @functools.cached_property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
     @property
     def now(self) -> int:
         """Microseconds; never before the last event."""
@@ -120,7 +125,7 @@ class Host:
 
         ``engine``: the only one that can serve it.
         """
-        live = LiveRequest(request, session, asyncio.get_running_loop().create_future())
+        live = LiveRequest(request, session, self.loop.create_future())
         self.requests[request] = live
         self.num_held += 1
         self.tell(
@@ -193,7 +198,7 @@ class Host:
             return
         if live.placed.done():  # it is just going to its engine
             live.engine = None
-            live.placed = asyncio.get_running_loop().create_future()
+            live.placed = self.loop.create_future()
         live.placed.set_exception(refused)
         live.placed.exception()  # counts as seen, should its client have left
 
@@ -206,7 +211,7 @@ class Host:
         self.num_held += 1
         live.engine = None
         live.started = False
-        live.placed = asyncio.get_running_loop().create_future()
+        live.placed = self.loop.create_future()
 
     # ---- engines
 
@@ -291,7 +296,7 @@ class Host:
             self._wake.cancel()
         self._wake_at = at
         delay = max(0, at - self._clock.now_us()) / 1e6
-        self._wake = asyncio.get_running_loop().call_later(delay, self._tick)
+        self._wake = self.loop.call_later(delay, self._tick)
 
     def _tick(self) -> None:
         self._wake = self._wake_at = None

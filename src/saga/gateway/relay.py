@@ -165,7 +165,7 @@ class Relay:
 
     async def _attempt(self) -> Usage:
         """One engine's try. Raises _Moved, _Again, UpstreamError, _Passed or GatewayError."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._host.loop)
         assert task is not None
 
         def interrupt(reason: str) -> None:
@@ -249,8 +249,8 @@ class Relay:
         if expected.begins <= now:
             host.start(live, cached)
         else:
-            loop, delay = asyncio.get_running_loop(), (expected.begins - now) / 1e6
-            loop.call_later(delay, host.start_at, live, engine, cached)
+            delay = (expected.begins - now) / 1e6
+            host.loop.call_later(delay, host.start_at, live, engine, cached)
 
     # ---- from the engine to the client
 
