@@ -282,7 +282,8 @@ def hand_over(
 
 @each_model
 def test_a_handoff_goes_to_another_agent(tap: Tap, question: str, model: Model) -> None:
-    """The agent that takes over has a prompt of its own, so that no KV is in common."""
+    """The agent that takes over has a prompt of its own, so that no KV is in common; the call by
+    which it was asked to is in what it is told."""
     transfer = StructuredTool.from_function(hand_over)
     triage = create_agent(model(tap.url), [transfer], system_prompt="You send on.")
     billing = create_agent(model(tap.url), [refund], system_prompt="You pay back.")
@@ -293,7 +294,4 @@ def test_a_handoff_goes_to_another_agent(tap: Tap, question: str, model: Model) 
     said = run(graph.compile(), question)
     assert calls(said) == ["hand_over", "refund", "refund"]
     check_cached(used(said)[1:])
-    if model is stored_responses:  # it goes on with the answer to the first one
-        check_one_session(tap.steps, source_of(model))
-    else:
-        assert [len(steps) for steps in sessions(tap.steps)] == [1, 3]
+    check_one_session(tap.steps, source_of(model))

@@ -29,12 +29,20 @@ def compact(value: Any) -> str:
 
 def recorded(text: str, encode: Encode = compact) -> Mapping[str, Recorded]:
     """One answer by each API, whole and streamed; ``text`` is what the model says."""
-    told = Usage(
-        prompt_tokens=2006, output_tokens=300, cached_tokens=1920, tool="look", response_id="x-1"
-    )
     completed = Usage(
-        prompt_tokens=2006, output_tokens=300, cached_tokens=1920, tool=None, response_id="x-1"
+        prompt_tokens=2006,
+        output_tokens=300,
+        cached_tokens=1920,
+        tool=None,
+        call_id=None,
+        response_id="x-1",
     )
+    ids = {"chat": "call-7", "responses": "call_8", "messages": "toolu-9", "completions": None}
+
+    def told(name: str) -> Usage:
+        call_id = ids[name.partition(" ")[0]]
+        return completed._replace(tool=None if call_id is None else "look", call_id=call_id)
+
     streams = {
         "chat stream": _stream(_chat_events(text), encode, done=True),
         "completions stream": _stream(_completion_events(text), encode, done=True),
@@ -42,14 +50,12 @@ def recorded(text: str, encode: Encode = compact) -> Mapping[str, Recorded]:
     }
     wholes = {"chat": _chat(text), "completions": _completion(text), "responses": _response(text)}
     bodies = {name: encode(whole).encode() for name, whole in wholes.items()} | streams
-    found = {
-        name: Recorded(body, completed if "completions" in name else told)
-        for name, body in bodies.items()
+    found = {name: Recorded(body, told(name)) for name, body in bodies.items()}
+    anthropic = {
+        "messages": encode(_message(text)).encode(),
+        "messages stream": _stream(_messages_events(text), encode),
     }
-    found["messages"] = Recorded(encode(_message(text)).encode(), told, anthropic=True)
-    found["messages stream"] = Recorded(
-        _stream(_messages_events(text), encode), told, anthropic=True
-    )
+    found |= {name: Recorded(body, told(name), anthropic=True) for name, body in anthropic.items()}
     return found
 
 
@@ -99,7 +105,7 @@ def _completion_events(text: str) -> list[dict[str, Any]]:
 
 def _response(text: str, *, done: bool = True) -> dict[str, Any]:
     content = [{"type": "output_text", "text": text, "annotations": []}]
-    call = {"arguments": '{"a": {}}', "call_id": "c", "name": "look", "type": "function_call"}
+    call = {"arguments": '{"a": {}}', "call_id": "call_8", "name": "look", "type": "function_call"}
     usage = {
         "input_tokens": 2006,
         "input_tokens_details": {"cached_tokens": 1920},
@@ -130,14 +136,14 @@ def _responses_events(text: str) -> list[dict[str, Any]]:
 def _message(text: str) -> dict[str, Any]:
     content = [
         {"type": "text", "text": text},
-        {"type": "tool_use", "id": "toolu-1", "name": "look", "input": {"name": "nobody"}},
+        {"type": "tool_use", "id": "toolu-9", "name": "look", "input": {"name": "nobody"}},
     ]
     return {"id": "x-1", "type": "message", "content": content, "usage": _anthropic_usage(300)}
 
 
 def _messages_events(text: str) -> list[dict[str, Any]]:
     start = {"id": "x-1", "type": "message", "content": [], "usage": _anthropic_usage(1)}
-    block = {"type": "tool_use", "id": "toolu-1", "name": "look", "input": {}}
+    block = {"type": "tool_use", "id": "toolu-9", "name": "look", "input": {}}
     return [
         {"type": "message_start", "message": start},
         {"type": "ping"},

@@ -94,7 +94,7 @@ def test_tokens_are_counted_as_events_where_no_usage_is_told(
     """One event a token, the first with the role and the last one done."""
     body = b'data: {"choices": [{"delta": {"content": "data: "}}]}\n\n' * (num_tokens + 1)
     usage = read(*cut(body + b"data: [DONE]\n\n", places))
-    assert usage == Usage(None, num_tokens, None, None, None)
+    assert usage == Usage(None, num_tokens, None, None, None, None)
 
 
 def test_a_number_that_the_memory_cuts_in_two_is_none() -> None:
@@ -109,10 +109,11 @@ def test_a_number_that_the_memory_cuts_in_two_is_none() -> None:
     "body", [b"", b"{}", b"no JSON", b'{"usage": null}', b'{"usage": {"prompt_tokens": null}}']
 )
 def test_an_answer_that_tells_nothing(body: bytes) -> None:
-    assert read(body) == Usage(None, None, None, None, None)
+    assert read(body) == Usage(None, None, None, None, None, None)
 
 
 def test_of_several_calls_the_first_counts() -> None:
     body = b'[{"type":"tool_use","id":"1","name":"a"},{"type":"tool_use","id":"2","name":"b"}]'
-    assert read(body).tool == "a"
-    assert read(*cut(body, list(range(len(body))))).tool == "a"
+    for chunks in ([body], cut(body, list(range(len(body))))):
+        usage = read(*chunks)
+        assert (usage.tool, usage.call_id) == ("a", "1")

@@ -72,6 +72,63 @@ def test_a_growing_conversation_is_one_session(ask: Asker) -> None:
     assert {ask([SYSTEM, *TURNS[:n]]) for n in (1, 3, 5)} == {Followed("new-1")}
 
 
+RESULTS = {
+    "chat": lambda call: {"role": "tool", "tool_call_id": call, "content": "r"},
+    "messages": lambda call: user([{"type": "tool_result", "tool_use_id": call, "content": "r"}]),
+    "responses": lambda call: {"type": "function_call_output", "call_id": call, "output": "r"},
+}
+
+
+@pytest.mark.parametrize("api", RESULTS)
+def test_the_result_of_a_call_goes_on_with_the_session_that_made_it(ask: Asker, api: str) -> None:
+    first = ask([user("task")], system="You triage.").session
+    ask.lineages.called("t", first, "call-1")
+    handed_over = [user("task"), answer("to the expert"), RESULTS[api]("call-1")]
+    assert ask(handed_over, system="You are the expert.") == Followed(first)
+    grown = [*handed_over, answer("a"), user("more")]
+    assert ask(grown, system="You are the expert.") == Followed(first)
+
+
+def test_a_history_that_was_rewritten_is_known_by_the_call_in_it(ask: Asker) -> None:
+    for messages in (TURNS[:1], TURNS[:3]):
+        first = ask(messages).session
+    ask.lineages.called("t", first, "call-2")
+    assert ask([user("summary"), answer("a2"), RESULTS["chat"]("call-2")]) == Followed(first)
+
+
+def test_a_result_among_others_of_the_same_step_is_found(ask: Asker) -> None:
+    first = ask([user("task")]).session
+    ask.lineages.called("t", first, "call-1")
+    results = [RESULTS["chat"](f"call-{number}") for number in (1, 2, 3)]
+    assert ask([user("moved"), *results]).session == first
+
+
+def test_a_call_of_a_step_before_the_last_tells_nothing(ask: Asker) -> None:
+    """Who repeats it is another conversation that began alike."""
+    first = ask([user("task")]).session
+    ask.lineages.called("t", first, "call-1")
+    ask.lineages.called("t", first, "call-2")
+    ask([user("task"), answer("a"), RESULTS["chat"]("call-1")])
+    late = ask([user("task"), answer("b"), RESULTS["chat"]("call-2")])
+    assert late.session != first
+
+
+def test_ids_that_engines_give_twice_tell_nothing(ask: Asker) -> None:
+    """Some count a session's calls: every session has a call 0."""
+    sessions = [ask([user(text)]).session for text in ("one", "two")]
+    for session in (*sessions, *sessions):
+        ask.lineages.called("t", session, "functions.look:0")
+    told = ask([user("three"), answer("a"), RESULTS["chat"]("functions.look:0")])
+    assert told.session not in sessions
+
+
+def test_a_call_is_known_to_its_own_tenant_only(ask: Asker) -> None:
+    first = ask([user("task")]).session
+    ask.lineages.called("t", first, "call-1")
+    other = ask([user("x"), answer("a"), RESULTS["chat"]("call-1")], tenant="u")
+    assert other.session != first
+
+
 def test_the_same_step_again_is_the_same_session(ask: Asker) -> None:
     for n in (1, 1, 3, 3, 5, 5):
         assert ask(TURNS[:n]).session == "new-1"

@@ -147,7 +147,11 @@ class AgentExecutionGraph:
         return label if label in self.nodes or len(self.nodes) < self.max_nodes else OTHER
 
     def _node(self, label: str | None) -> Node:
-        return self.nodes.setdefault(self._label(label), Node())
+        name = self._label(label)
+        node = self.nodes.get(name)
+        if node is None:
+            node = self.nodes[name] = Node()
+        return node
 
 
 class GraphStore:

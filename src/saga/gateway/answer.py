@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 HEAD_BYTES = 4_096
 TAIL_BYTES = 16_384
-CARRY_BYTES = 768
+CARRY_BYTES = 1_280
 """Kept from one chunk to the next, for names that are cut in two: the longest find."""
 
 _USAGE = b'"usage"'
@@ -33,11 +33,13 @@ _MEANS = {
 _ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,256})"')
 _CALL = rb'"type"\s*:\s*"(?:tool_use|function_call)"'
 _NAME = rb'"name"\s*:\s*"([^"\\]{1,128})"'
+_CALL_ID = rb'"(?:call_)?id"\s*:\s*"[^"\\]{1,128}"'
 _TOOL = re.compile(
-    rb'"function"\s*:\s*\{[^{}]{0,512}?' + _NAME  # chat completions
+    rb"(?:" + _CALL_ID + rb'[^{}]{0,256}?)?"function"\s*:\s*\{[^{}]{0,512}?' + _NAME  # chat
     + rb"|" + _CALL + rb"[^{}]{0,512}?" + _NAME  # Messages, Responses
-    + rb"|" + _NAME + rb"[^{}]{0,512}?" + _CALL
+    + rb"|(?:" + _CALL_ID + rb"\s*,\s*)?" + _NAME + rb"[^{}]{0,512}?" + _CALL
 )  # fmt: skip
+_IDS = re.compile(rb'"((?:call_)?id)"\s*:\s*"([^"\\]{1,128})"')
 
 
 class Usage(NamedTuple):
@@ -47,6 +49,9 @@ class Usage(NamedTuple):
     output_tokens: int | None
     cached_tokens: int | None
     tool: str | None
+    """The first that is called."""
+    call_id: str | None
+    """Of that call: its result will come with it."""
     response_id: str | None
 
 
@@ -57,7 +62,8 @@ class AnswerReader:
     """
 
     __slots__ = (
-        "_anthropic", "_carry", "_edge", "_head", "_num_events", "_tail", "_tail_size", "_tool"
+        "_anthropic", "_call_id", "_carry", "_edge", "_head", "_num_events", "_tail", "_tail_size",
+        "_tool"
     )  # fmt: skip
 
     def __init__(self, *, anthropic: bool = False) -> None:
@@ -70,6 +76,7 @@ class AnswerReader:
         self._edge = b"\n"
         """The last bytes, in which a further event may have begun."""
         self._tool: str | None = None
+        self._call_id: str | None = None
         self._num_events = 0
 
     def feed(self, chunk: bytes) -> None:
@@ -93,12 +100,16 @@ class AnswerReader:
             if found is not None:
                 name = next(group for group in found.groups() if group is not None)
                 self._tool = name.decode("utf-8", "replace")
+                ids = dict(_IDS.findall(found[0]))
+                call_id = ids.get(b"call_id") or ids.get(b"id")
+                self._call_id = None if call_id is None else call_id.decode("utf-8", "replace")
 
     def usage(self) -> Usage:
         """What the answer said, at its end."""
         tail = b"".join(self._tail)[-TAIL_BYTES:]
-        # A number is none that is cut off between the two.
-        text = _from_usage(self._head) + b"\0" + tail[max(0, tail.rfind(_USAGE)) :]
+        text = _from_usage(self._head)
+        if len(tail) > len(self._head):  # a number is none that is cut off between the two
+            text += b"\0" + tail[max(0, tail.rfind(_USAGE)) :]
         told = {_MEANS[name]: int(number) for name, number in _COUNT.findall(text)}
         prompt, output, cached = told.get("prompt"), told.get("output"), told.get("cached")
         if self._anthropic and prompt is not None:
@@ -111,6 +122,7 @@ class AnswerReader:
             output_tokens=output,
             cached_tokens=cached,
             tool=self._tool,
+            call_id=self._call_id,
             response_id=None if response_id is None else response_id[1].decode("utf-8", "replace"),
         )
 

@@ -67,9 +67,10 @@ class Finder:
         self._compaction = _conditions(family.compaction)
         self._when = _conditions(family.when)
         self._tells_no_more = not any(
-            (family.annotates, family.agent, family.workflow, family.hint, family.parent,
-             family.agent_type, family.final, family.deadline_ms, family.compaction)
+            (family.annotates, family.agent, family.workflow, family.hint, family.agent_type,
+             family.final, family.deadline_ms, family.compaction)
         )  # fmt: skip
+        """Than a session and its parent."""
         self.places = _places(family)
 
     def find(self, request: Request) -> Claim | None:
@@ -85,7 +86,8 @@ class Finder:
         if self._when and not any(holds(request) for holds in self._when):
             return None
         if self._tells_no_more:
-            return Claim(self.family, session)
+            parent = _read(self._parent, request, identifier)
+            return Claim(self.family, session, parent=parent)
         agent = _read(self._agent, request, identifier) if session is not None else None
         workflow = _read(self._workflow, request, identifier)
         parent = _read(self._parent, request, identifier)

@@ -131,6 +131,11 @@ class Identifier:
         if identifier(response_id) is not None:
             self._responses.put(tenant, response_id, session)
 
+    def called(self, tenant: str, identity: Identity, call_id: str) -> None:
+        """A request's answer calls a tool; who says its result goes on with that session."""
+        if identity.source == LINEAGE.name:
+            self._lineages.called(tenant, identity.session, call_id)
+
     def forget(self, tenant: str, session: str) -> None:
         """Nothing leads to the session any more but its own name."""
         self._known.pop(tenant, session)

@@ -8,13 +8,16 @@ holds its longest known prefix, if it continues it:
 - all of them and nothing more: the same step again;
 - all but the last one, then the answer: the next step of a client that edits its last message.
 
+- the result of a tool call that the session's last answer made, whatever is said around it: the
+  next step of an agent to which the conversation was handed over, or of one that rewrote it.
+
 Everything else begins a session. It is a fork of the one found if it shares more with it than the
 messages of that session's first request: those come from the client, and many conversations begin
 with the same ones, but what follows comes from that session. System messages are no part of a
 chain; chains with different ones are strangers.
 
 It is a guess that heals itself: a wrong one lasts for a step. A client that rewrites its history
-(a summary in place of it) begins a session.
+(a summary in place of it) begins a session, unless the result of a call is still in it.
 """
 
 from __future__ import annotations
@@ -33,10 +36,14 @@ MAX_MESSAGES: Final = 20_000
 """A longer chain is not followed."""
 HASHES_PER_SESSION: Final = 8
 """Remembered on average; the ones used least recently are forgotten."""
+MAX_RESULTS: Final = 16
+"""Items at the end of a request in which the result of a call is looked for."""
 REPEAT_US: Final = 1_800_000_000
 """Within it a repeated first request is a retry, after it a new conversation. Clients of the OpenAI
 API wait for 10 minutes before they try again."""
 
+_RESULT_OF: Final = re.compile(rb'"(?:tool_call_id|tool_use_id|call_id)"\s*:\s*"([^"\\]{1,128})"')
+_ID_ENDS: Final = b'_id"'
 _MARKER: Final = b'"cache_control"'
 _MARKED: Final = 128
 _CACHE_CONTROL: Final = re.compile(
@@ -68,6 +75,14 @@ class Chain:
     """By steps that did not repeat its messages: its opening, said again, begins another one."""
 
 
+class _Call(NamedTuple):
+    """``session`` is empty if two of them made calls with this id: it tells neither."""
+
+    session: str
+    length: int
+    """Of its chain when it was made."""
+
+
 class _Speaker(msgspec.Struct):
     role: str | None = None
     type: str | None = None
@@ -84,6 +99,7 @@ class Lineages:
         self._chains: TenantLru[str, Chain] = TenantLru(max_sessions)
         self._sessions: TenantLru[int, str] = TenantLru(max_sessions * HASHES_PER_SESSION)
         """By hash of a prefix: the session that held it last."""
+        self._calls: TenantLru[bytes, _Call] = TenantLru(max_sessions)
 
     def follow(
         self,
@@ -109,7 +125,11 @@ class Lineages:
             return None
         hashes = _hashes(partition, [*preamble, *messages[:start]], said)
         depth, session, chain = self._longest(tenant, hashes)
-        if chain is not None and _continues(chain, depth, said, now_us, retry):
+        goes_on = chain is not None and _continues(chain, depth, said, now_us, retry)
+        if not goes_on and (caller := self._caller(tenant, said)) is not None:
+            goes_on, depth = True, 0
+            session, chain = caller
+        if chain is not None and goes_on:
             if depth < len(said):
                 chain.length = len(said)
             chain.seen_us = now_us
@@ -118,6 +138,27 @@ class Lineages:
             followed = self._begin(tenant, session, chain, depth, len(said), now_us, name)
         self._remember(tenant, hashes, depth, followed.session)
         return followed
+
+    def called(self, tenant: str, session: str, call_id: str) -> None:
+        """The session's answer calls a tool."""
+        chain = self._chains.get(tenant, session)
+        if chain is None:
+            return
+        key = call_id.encode("utf-8", "surrogatepass")
+        before = self._calls.get(tenant, key)
+        is_its_own = before is None or before.session == session
+        self._calls.put(tenant, key, _Call(session if is_its_own else "", chain.length))
+
+    def _caller(self, tenant: str, said: Sequence[Raw]) -> tuple[str, Chain] | None:
+        """The session whose last answer made a call of which a result is at the end."""
+        for message in reversed(said[-MAX_RESULTS:]):
+            text = bytes(message)
+            for call_id in _RESULT_OF.findall(text) if _ID_ENDS in text else ():
+                call = self._calls.get(tenant, call_id)
+                chain = self._chains.get(tenant, call.session) if call is not None else None
+                if call is not None and chain is not None and call.length == chain.length:
+                    return call.session, chain
+        return None
 
     def go_on(self, tenant: str, session: str) -> None:
         """The session took a step that does not repeat its conversation."""

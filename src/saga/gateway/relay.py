@@ -320,6 +320,8 @@ class Relay:
         if usage.response_id is not None and call.api == "responses" and engine is not None:
             gateway.responses.put(call.tenant, usage.response_id, engine)
             gateway.identifier.answered(call.tenant, call.identity.session, usage.response_id)
+        if usage.call_id is not None:
+            gateway.identifier.called(call.tenant, call.identity, usage.call_id)
         self._host.finish(self._live, usage.output_tokens or 0, usage.cached_tokens, usage.tool)
         if usage.prompt_tokens is not None:
             self.num_tokens = usage.prompt_tokens + (usage.output_tokens or 0)
