@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 HEAD_BYTES = 4_096
 TAIL_BYTES = 16_384
+READ_BYTES = 8_192
+"""Chunks are looked at together: those of a stream have a token each."""
 CARRY_BYTES = 1_280
-"""Kept from one chunk to the next, for names that are cut in two: the longest find."""
+"""Kept from one look to the next, for names that are cut in two: the longest find."""
 
 _USAGE = b'"usage"'
 _EVENT = b"\ndata:"
@@ -63,14 +65,16 @@ class AnswerReader:
 
     __slots__ = (
         "_anthropic", "_call_id", "_carry", "_edge", "_head", "_num_events", "_tail", "_tail_size",
-        "_tool"
+        "_tool", "_unread", "_unread_size"
     )  # fmt: skip
 
     def __init__(self, *, anthropic: bool = False) -> None:
         self._anthropic = anthropic
+        self._unread: list[bytes] = []
+        self._unread_size = 0
         self._head = b""
         self._tail: deque[bytes] = deque()
-        """The last chunks, ``TAIL_BYTES`` of them or more."""
+        """The last pieces, ``TAIL_BYTES`` of them or more."""
         self._tail_size = 0
         self._carry = b""
         self._edge = b"\n"
@@ -80,6 +84,15 @@ class AnswerReader:
         self._num_events = 0
 
     def feed(self, chunk: bytes) -> None:
+        self._unread.append(chunk)
+        self._unread_size += len(chunk)
+        if self._unread_size >= READ_BYTES:
+            self._read()
+
+    def _read(self) -> None:
+        chunk = b"".join(self._unread)
+        self._unread.clear()
+        self._unread_size = 0
         if len(self._head) < HEAD_BYTES:
             self._head += chunk[: HEAD_BYTES - len(self._head)]
         self._tail.append(chunk)
@@ -106,6 +119,7 @@ class AnswerReader:
 
     def usage(self) -> Usage:
         """What the answer said, at its end."""
+        self._read()
         tail = b"".join(self._tail)[-TAIL_BYTES:]
         text = _from_usage(self._head)
         if len(tail) > len(self._head):  # a number is none that is cut off between the two
