@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saga.gateway.connection import Origin
-from saga.gateway.heads import HOP_BY_HOP, address, request_head
+from saga.gateway.heads import HOP_BY_HOP, address, end_to_end, request_head
 
 ENGINE = address("http://engine:8000/base")
 
@@ -109,3 +109,16 @@ def test_whatever_the_headers_are_an_engine_reads_one_request(
         b"accept-encoding",
         b"content-length",
     ]
+
+
+NAMES = st.sampled_from(["x-a", "x-b", "x-key", "te", "connection", "host", "upgrade"])
+VALUES = st.sampled_from(["", "x-a", "x-a, X-B", "close,,", "host"])
+
+
+@given(st.dictionaries(NAMES, VALUES))
+def test_end_to_end_keeps_order_and_drops_what_concerns_one_hop(headers: dict[str, str]) -> None:
+    kept = end_to_end(headers, HOP_BY_HOP | {"x-key"})
+    listed = headers.get("connection", "").lower().split(",")
+    gone = {"te", "connection", "upgrade", "x-key"} | {token.strip() for token in listed}
+    assert kept == [header for header in headers.items() if header[0] not in gone]
+    assert end_to_end(dict(kept)) == kept

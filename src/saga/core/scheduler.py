@@ -598,13 +598,13 @@ class Scheduler:
 
     def _settle_down(self) -> None:
         """Everything that may follow from what just changed."""
-        unadmitted = self.unadmitted.members
+        unadmitted, now = self.unadmitted.members, self.state.now
         if (self._num_placed or unadmitted) and len(self.state.tenants) > 1:
             self.ledger.refresh(self.view)
         prefetches, lapses = self.kv.prefetches, self.kv.lapses
-        if prefetches and prefetches[0][0] <= self.state.now:
+        if prefetches and prefetches[0][0] <= now:
             self.kv.prefetch_due()
-        if lapses and lapses[0][0] <= self.state.now:
+        if lapses and lapses[0][0] <= now:
             self.kv.lapse_due()
         if unadmitted:
             self._admit()

@@ -72,8 +72,7 @@ class SessionKV:
         if engine is not None:
             engine.committed_tokens += tokens
             engine.num_sessions += 1
-            if engine is not before:
-                self._view.loads.touch(engine)
+            self._view.loads.touch(engine)
 
     def protect_queued(self, session: Session) -> None:
         home = session.home

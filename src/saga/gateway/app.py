@@ -107,14 +107,12 @@ class App:
         tenant: str,
         reply: Reply,
     ) -> None:
-        gateway, headers = self.gateway, request.headers
+        gateway, headers, now = self.gateway, request.headers, self.gateway.host.now
         try:
             fields = decode(body)
         except BodyError as error:
             raise GatewayError(400, error.message, param=error.param) from None
-        identity = gateway.identifier.identify(
-            tenant, headers, fields, api=api, now_us=gateway.host.now
-        )
+        identity = gateway.identifier.identify(tenant, headers, fields, api=api, now_us=now)
         call = Call(
             api=api,
             dialect=dialect,
@@ -126,7 +124,7 @@ class App:
             identity=identity,
             engine=self._holder(tenant, api, fields),
         )
-        estimated = self._let_in(call)
+        estimated = self._let_in(call, now)
         gateway.metrics.arrived(tenant)
         gateway.retry_budget.earn()
         relay = Relay(gateway, call, reply)
@@ -149,14 +147,14 @@ class App:
             raise GatewayError(404, text, param="previous_response_id")
         return holder
 
-    def _let_in(self, call: Call) -> int:
+    def _let_in(self, call: Call, now: int) -> int:
         """Its estimated tokens, taken from the tenant's; GatewayError if it may not come in."""
         gateway = self.gateway
         if gateway.host.num_held >= gateway.settings.queue.max_requests:
             text = f"{gateway.host.num_held} requests wait already"
             raise GatewayError(429, text, retry_after_s=gateway.retry_after_s())
         estimated = len(call.body) // 4
-        verdict = gateway.limits.take(call.tenant, estimated, gateway.host.now)
+        verdict = gateway.limits.take(call.tenant, estimated, now)
         if not verdict.ok:
             status = 400 if verdict.retry_after_s is None else 429
             text = f"tenant {call.tenant}: limit {verdict.exceeded} is reached"

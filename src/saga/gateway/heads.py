@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -65,14 +65,14 @@ def request_head(
     """The head of a request; header names are lower case.
 
     What concerns this connection and this body is written anew. Raises ValueError for a method,
-    target or header that is none.
+    target or header that is none. A client's headers must be ``end_to_end``.
     """
     if _TARGET.fullmatch(path_and_query) is None:
         raise ValueError("a request target starts with / and has no spaces or control codes")
     if _METHOD.fullmatch(method) is None:
         raise ValueError("a request method is one word")
     lines = [f"{method} {engine.path}{path_and_query} HTTP/1.1", f"host: {engine.host}"]
-    lines += [f"{name}: {value}" for name, value in end_to_end(headers) if name not in _OWN]
+    lines += [f"{name}: {value}" for name, value in headers if name not in _OWN]
     lines.append("accept-encoding: identity")
     if body or method in _WITH_BODY:
         lines.append(f"content-length: {len(body or b'')}")
@@ -99,18 +99,19 @@ def _line(text: str) -> bytes:
         return text.encode()
 
 
-def end_to_end(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Headers without those that concern one connection only; names are lower case.
+def end_to_end(
+    headers: Mapping[str, str], dropped: frozenset[str] = HOP_BY_HOP
+) -> list[tuple[str, str]]:
+    """A client's headers without those that concern one connection only; names are lower case.
 
-    A proxy applies it to what a client sent *before* it adds headers of its own: a client may name
-    any header in its ``connection`` header, and the added ones are not the client's to drop.
+    To be applied *before* a proxy adds headers of its own: a client may name any header in its
+    ``connection`` header, and the added ones are not the client's to drop. ``dropped``: those that
+    always stay behind.
     """
-    headers = list(headers)
-    dropped = HOP_BY_HOP
-    for name, value in headers:
-        if name == "connection":
-            dropped = dropped.union(token.strip().lower() for token in value.split(","))
-    return [header for header in headers if header[0] not in dropped]
+    named = headers.get("connection")
+    if named is not None:
+        dropped = dropped.union(token.strip().lower() for token in named.split(","))
+    return [header for header in headers.items() if header[0] not in dropped]
 
 
 def response_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

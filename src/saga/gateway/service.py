@@ -21,6 +21,7 @@ from saga.gateway.asks import EngineAsks
 from saga.gateway.body import members, splice, without
 from saga.gateway.discovery import AllSources, DnsSource, FileSource, Source, StaticSource
 from saga.gateway.fleet import Fleet, FleetLimits, LiveEngine
+from saga.gateway.heads import HOP_BY_HOP, end_to_end
 from saga.gateway.host import Host, Observe
 from saga.gateway.identity import Identifier
 from saga.gateway.journal import Journal
@@ -36,7 +37,7 @@ from saga.gateway.scrape import LoadSample
 from saga.gateway.sessions import LiveSession, Sessions
 from saga.gateway.settings import Settings, TenantSettings
 from saga.gateway.starts import PrefillQueue
-from saga.gateway.upstream import Timeouts, Upstream, end_to_end
+from saga.gateway.upstream import Timeouts, Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +46,10 @@ DEFAULT_KV_TOKENS = 200_000
 REAP_S = 1.0
 USUAL_TENANT = TenantSettings()
 """One of which the settings say nothing."""
-SESSION_ONLY = frozenset({wire.ENGINE_SESSION_HEADER})
-OURS = SESSION_ONLY | {"authorization", "x-api-key"}
-"""Headers of clients that no engine gets."""
+NOT_PASSED = HOP_BY_HOP | {wire.ENGINE_SESSION_HEADER}
+"""Headers of clients that no engine gets ..."""
+NOR_KEYS = NOT_PASSED | {"authorization", "x-api-key"}
+"""... where the key in them is for us."""
 SAFE = " !#$&'()*+,-./:;<=>?@[]^_`{|}~"
 """What a header's value may contain as it is."""
 _SESSION = wire.SESSION_HEADER.encode()
@@ -193,8 +195,8 @@ class Gateway:
         """What a client sent, without its key to us and its own name for a session: to an engine,
         two tenants' equal names would be one session. An engine's key is ours to know."""
         key = self.settings.engines.api_key
-        ours = OURS if self.keys is not None or key is not None else SESSION_ONLY
-        kept = [header for header in end_to_end(headers.items()) if header[0] not in ours]
+        has_key = self.keys is not None or key is not None
+        kept = end_to_end(headers, NOR_KEYS if has_key else NOT_PASSED)
         if key is not None:
             kept.append(("authorization", f"Bearer {key.get_secret_value()}"))
         return kept

@@ -9,9 +9,7 @@ from types import TracebackType
 from typing import Final, Literal, NamedTuple, Self
 
 from saga.gateway.connection import Connection, ConnectionBrokenError, Origin, Pool
-from saga.gateway.heads import address, end_to_end, request_head, response_headers
-
-__all__ = ["ErrorKind", "Response", "Timeouts", "Upstream", "UpstreamError", "end_to_end"]
+from saga.gateway.heads import address, request_head, response_headers
 
 ErrorKind = Literal["connect", "first_byte", "chunk", "total", "broken"]
 
@@ -91,7 +89,7 @@ class Upstream:
     ) -> Response:
         """Sends a request and returns when the head of the answer is there, whatever its status.
 
-        Header names are lower case. Hop-by-hop headers stay behind, and answers are asked for
+        Header names are lower case; a client's must be ``end_to_end``. Answers are asked for
         uncompressed, so that they can be read on the way. Redirects are answers like others.
         A request that meets a reused connection just when the engine gives it up is sent again.
         Raises UpstreamError, and ValueError for a method, target or header that is none: its text
