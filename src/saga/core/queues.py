@@ -48,7 +48,7 @@ class FairQueue:
             heapq.heappush(self._turns, (virtual_time, name, self._entries, lane))
         self.members[request.id] = (self._entries, request)
         heapq.heappush(lane.heap, (key, self._entries, request))
-        if len(lane.heap) > 2 * len(self) + 16:  # most of it is stale
+        if len(lane.heap) > 2 * len(self.members) + 16:  # most of it is stale
             lane.heap[:] = [item for item in lane.heap if not self._stale(item)]
             heapq.heapify(lane.heap)
 

@@ -75,6 +75,8 @@ class Finder:
 
     def find(self, request: Request) -> Claim | None:
         """None if the family says nothing of the request."""
+        if self._when and not any(holds(request) for holds in self._when):
+            return None
         session = _read(self._session, request, identifier)
         if session is None and not self._annotates:
             return None
@@ -83,8 +85,6 @@ class Finder:
             session = None if found is None else identifier(found[1])
             if session is None:
                 return None
-        if self._when and not any(holds(request) for holds in self._when):
-            return None
         if self._tells_no_more:
             parent = _read(self._parent, request, identifier)
             return Claim(self.family, session, parent=parent)

@@ -194,13 +194,12 @@ class Reply:
         request = self._request
         request.expects_continue = False  # this is the answer that it waits for
         self._bodiless = self._bodiless or status in _NO_BODY
-        lines = [_status_line(status)]
+        if status == 204:  # where there may be no length (RFC 9110, 8.6)
+            headers = [header for header in headers if header[0] != b"content-length"]
         for name, value in headers:
             if name == b"content-length":
-                if status == 204:  # where it may not be (RFC 9110, 8.6)
-                    continue
                 self._left = int(value)
-            lines.append(b"%b: %b" % (name, value))
+        lines = [_status_line(status), *map(b": ".join, headers)]
         if self._left is None and request.takes_chunks and not self._bodiless:
             self._chunked = True
             lines.append(b"transfer-encoding: chunked")
