@@ -59,44 +59,42 @@ def request_head(
     engine: Address,
     method: str,
     path_and_query: str,
-    headers: Iterable[tuple[str, str]],
+    lines: bytes,
     body: bytes | None,
 ) -> bytes:
-    """The head of a request; header names are lower case.
-
-    What concerns this connection and this body is written anew. Raises ValueError for a method,
-    target or header that is none. A client's headers must be ``end_to_end``.
-    """
+    """The head of a request with these ``header_lines``. Raises ValueError for a method or target
+    that is none."""
     if _TARGET.fullmatch(path_and_query) is None:
         raise ValueError("a request target starts with / and has no spaces or control codes")
     if _METHOD.fullmatch(method) is None:
         raise ValueError("a request method is one word")
-    lines = [f"{method} {engine.path}{path_and_query} HTTP/1.1", f"host: {engine.host}"]
-    lines += [f"{name}: {value}" for name, value in headers if name not in _OWN]
-    lines.append("accept-encoding: identity")
+    first = f"{method} {engine.path}{path_and_query} HTTP/1.1\r\nhost: {engine.host}\r\n"
+    last = "accept-encoding: identity\r\n"
     if body or method in _WITH_BODY:
-        lines.append(f"content-length: {len(body or b'')}")
-    text = "\r\n".join(lines)
-    breaks = len(lines) - 1
-    if text.count("\r") != breaks or text.count("\n") != breaks or "\0" in text:
+        last += f"content-length: {len(body or b'')}\r\n"
+    return b"%b%b%b\r\n" % (first.encode(), lines, last.encode())
+
+
+def header_lines(headers: Iterable[tuple[str, str]]) -> bytes:
+    """Headers as they are sent; names are lower case. A client's must be ``end_to_end``.
+
+    What concerns one connection and one body is left out. Raises ValueError for a header that is
+    none.
+    """
+    lines = [f"{name}: {value}\r\n" for name, value in headers if name not in _OWN]
+    text = "".join(lines)
+    if text.count("\r") != len(lines) or text.count("\n") != len(lines) or "\0" in text:
         # What comes after it would be another header, or another request.
         raise ValueError("a request header has no line breaks and no zero codes")
-    return _encoded(text, lines) + b"\r\n\r\n"
+    return b"".join(map(_encoded, lines))
 
 
-def _encoded(text: str, lines: list[str]) -> bytes:
-    """The bytes that a client's headers were read from; only text of our own can be no latin-1."""
+def _encoded(line: str) -> bytes:
+    """The bytes that a client's header was read from; only text of our own can be no latin-1."""
     try:
-        return text.encode("latin-1")
+        return line.encode("latin-1")
     except UnicodeEncodeError:
-        return b"\r\n".join(map(_line, lines))
-
-
-def _line(text: str) -> bytes:
-    try:
-        return text.encode("latin-1")
-    except UnicodeEncodeError:
-        return text.encode()
+        return line.encode()
 
 
 def end_to_end(

@@ -197,7 +197,7 @@ class Relay:
         engine = gateway.fleet.engines[live.engine]
         self._expect_start(engine.name)
         gateway.fleet.note_sent(engine.name)
-        headers = gateway.headers_to(engine, self._call, self._session)
+        headers = gateway.headers_to(self._call, self._session)
         body = gateway.body_to(engine, self._call, self._session)
         response = await gateway.upstream.send(
             engine.url, "POST", self._call.path, headers, body, timeouts=gateway.timeouts

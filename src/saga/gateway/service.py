@@ -21,7 +21,7 @@ from saga.gateway.asks import EngineAsks
 from saga.gateway.body import members, splice, without
 from saga.gateway.discovery import AllSources, DnsSource, FileSource, Source, StaticSource
 from saga.gateway.fleet import Fleet, FleetLimits, LiveEngine
-from saga.gateway.heads import HOP_BY_HOP, end_to_end
+from saga.gateway.heads import HOP_BY_HOP, end_to_end, header_lines
 from saga.gateway.host import Host, Observe
 from saga.gateway.identity import Identifier
 from saga.gateway.journal import Journal
@@ -47,9 +47,12 @@ REAP_S = 1.0
 USUAL_TENANT = TenantSettings()
 """One of which the settings say nothing."""
 NOT_PASSED = HOP_BY_HOP | {wire.ENGINE_SESSION_HEADER}
-"""Headers of clients that no engine gets ..."""
+"""Headers of clients that no engine gets: to an engine, two tenants' equal names of sessions would
+be one session. ..."""
 NOR_KEYS = NOT_PASSED | {"authorization", "x-api-key"}
 """... where the key in them is for us."""
+MAX_REMEMBERED = 4096
+"""Characters of a client's headers; for longer ones the lines are made anew each time."""
 SAFE = " !#$&'()*+,-./:;<=>?@[]^_`{|}~"
 """What a header's value may contain as it is."""
 _SESSION = wire.SESSION_HEADER.encode()
@@ -183,23 +186,23 @@ class Gateway:
 
     # ---- what engines are told
 
-    def headers_to(
-        self, engine: LiveEngine, call: Call, session: LiveSession
-    ) -> list[tuple[str, str]]:
-        """The client's headers, but for its key, with the session's id and the engine's key."""
-        kept = self.proxy_headers(call.headers)
-        kept.append((wire.ENGINE_SESSION_HEADER, session_value(session.id)))
-        return kept
+    def headers_to(self, call: Call, session: LiveSession) -> bytes:
+        """The lines of the client's headers, with the session's id."""
+        told = tuple([item for item in call.headers.items() if item[0] != "content-length"])
+        dropped, key = self._dropped()
+        is_short = sum(map(len, call.headers.values())) <= MAX_REMEMBERED
+        lines = _lines_to if is_short else _lines_to.__wrapped__
+        return lines(told, dropped, key, session.id)
 
     def proxy_headers(self, headers: Mapping[str, str]) -> list[tuple[str, str]]:
-        """What a client sent, without its key to us and its own name for a session: to an engine,
-        two tenants' equal names would be one session. An engine's key is ours to know."""
-        key = self.settings.engines.api_key
-        has_key = self.keys is not None or key is not None
-        kept = end_to_end(headers, NOR_KEYS if has_key else NOT_PASSED)
-        if key is not None:
-            kept.append(("authorization", f"Bearer {key.get_secret_value()}"))
-        return kept
+        """What is passed of a client's headers."""
+        return _headers_to(headers, *self._dropped())
+
+    def _dropped(self) -> tuple[frozenset[str], str | None]:
+        """Which headers are not passed on, and the engines' key."""
+        secret = self.settings.engines.api_key
+        key = None if secret is None else secret.get_secret_value()
+        return NOT_PASSED if self.keys is None and key is None else NOR_KEYS, key
 
     def body_to(self, engine: LiveEngine, call: Call, session: LiveSession) -> bytes:
         """The client's body; our own field taken out, hints put in where the engine reads them."""
@@ -281,6 +284,24 @@ class Gateway:
                     age_us=max(0, now - sample.at_us),
                 )
             )
+
+
+@lru_cache(maxsize=4096)
+def _lines_to(
+    headers: tuple[tuple[str, str], ...], dropped: frozenset[str], key: str | None, session: str
+) -> bytes:
+    """Remembered, as an agent says the same with every step."""
+    kept = _headers_to(dict(headers), dropped, key)
+    return header_lines([*kept, (wire.ENGINE_SESSION_HEADER, session_value(session))])
+
+
+def _headers_to(
+    headers: Mapping[str, str], dropped: frozenset[str], key: str | None
+) -> list[tuple[str, str]]:
+    kept = end_to_end(headers, dropped)
+    if key is not None:
+        kept.append(("authorization", f"Bearer {key}"))
+    return kept
 
 
 @lru_cache(maxsize=4096)

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Final, Literal, NamedTuple, Self
 
 from saga.gateway.connection import Connection, ConnectionBrokenError, Origin, Pool
-from saga.gateway.heads import address, request_head, response_headers
+from saga.gateway.heads import address, header_lines, request_head, response_headers
 
 ErrorKind = Literal["connect", "first_byte", "chunk", "total", "broken"]
 
@@ -82,22 +82,24 @@ class Upstream:
         engine_url: str,
         method: str,
         path_and_query: str,
-        headers: Iterable[tuple[str, str]],
+        headers: Iterable[tuple[str, str]] | bytes,
         body: bytes | None,
         *,
         timeouts: Timeouts = Timeouts(),
     ) -> Response:
         """Sends a request and returns when the head of the answer is there, whatever its status.
 
-        Header names are lower case; a client's must be ``end_to_end``. Answers are asked for
-        uncompressed, so that they can be read on the way. Redirects are answers like others.
+        Header names are lower case; a client's must be ``end_to_end``. They may be given as their
+        ``header_lines``. Answers are asked for uncompressed, so that they can be read on the way.
+        Redirects are answers like others.
         A request that meets a reused connection just when the engine gives it up is sent again.
         Raises UpstreamError, and ValueError for a method, target or header that is none: its text
         would reach the engine as another header or another request. Cancelling closes the
         connection.
         """
         engine = address(engine_url)
-        head = request_head(engine, method, path_and_query, headers, body)
+        lines = headers if isinstance(headers, bytes) else header_lines(headers)
+        head = request_head(engine, method, path_and_query, lines, body)
         request = _Request(head, body, method == "HEAD", timeouts, self._loop.time())
         reused = self._pool.take(engine.origin)
         if reused is not None:
