@@ -1,7 +1,8 @@
 """``python -m benchmarks.gpu``: agents at one vLLM server, stock and with SAGA's plugin.
 
 Needs a CUDA GPU and vLLM 0.26 or later in this environment (or ``--python``), beside SAGA. The same
-agents, in a closed loop, more of them than their KV has room for. Without a GPU it says so.
+agents, in a closed loop, more of them than there is room for their KV, beside clients that ask one
+question after another. Without a GPU it says so.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def main() -> None:
         missing = "vLLM is not installed" if version is None else "there is no CUDA GPU"
         print(f"No results: {missing} for {options.python}.")
         return
-    about = {"saga": saga.__version__, "vllm": version, "gpu": gpu, "workload": options.workload}
+    about = {"saga": saga.__version__, "vllm": version, "gpu": gpu}
+    about |= {"workload": options.workload, "tools": f"x {options.tool_scale:g}"}
+    about |= {"pressure": f"{options.pressure:g}", "others": f"{options.others:g}"}
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     found = {}
     for shape in options.shape:
@@ -68,6 +71,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--shape", action="append", choices=SHAPES, help="default: 8b and 32b")
     parser.add_argument("--workload", default="swe-bench", help="see `saga workloads`")
     parser.add_argument("--pressure", type=float, default=1.5, help="KV of agents by KV memory")
+    parser.add_argument(
+        "--others", type=float, default=0.25, help="clients without workflows, per agent"
+    )
     parser.add_argument("--rounds", type=int, default=2, help="workflows per agent at a time")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--max-agents", type=int, default=128)
@@ -105,9 +111,7 @@ async def _compare(shape: str, options: argparse.Namespace, *, cpu: bool) -> dic
                     max_len=options.max_len,
                 )
                 played[engine] = await _play(agents, num_agents, options)
-    print(
-        f"\n{shape}: {num_agents} agents at a time, {kv_tokens:,} tokens of KV, tools as recorded"
-    )
+    print(f"\n{shape}: {num_agents} agents at a time, {kv_tokens:,} tokens of KV")
     _show(played)
     runs = {engine: [asdict(run) for run in runs] for engine, runs in played.items()}
     return {"num_agents": num_agents, "kv_tokens": kv_tokens, "runs": runs}
@@ -119,7 +123,8 @@ async def _play(agents: Agents, num_agents: int, options: argparse.Namespace) ->
     for seed in range(1, options.seeds + 1):
         scripts = _scripts(options, options.rounds * num_agents, seed)
         began = perf_counter()
-        workflows = await agents.play(scripts, seed, num_agents)
+        others = round(options.others * num_agents)
+        workflows = await agents.play(scripts, seed, num_agents, others)
         runs.append(Played(seed, perf_counter() - began, workflows))
     return runs
 

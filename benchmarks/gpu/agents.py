@@ -18,6 +18,8 @@ from saga import wire
 from saga.gateway.upstream import Response, Timeouts, Upstream
 from saga.traces.script import StepScript, WorkflowScript
 
+OTHER_TOKENS = 2_000
+OTHER_OUTPUT = 100
 PATIENT = Timeouts(connect_s=10.0, first_byte_s=None, chunk_s=None, total_s=None)
 
 
@@ -61,9 +63,9 @@ class Agents:
         self._max_len = max_len
 
     async def play(
-        self, scripts: Sequence[WorkflowScript], seed: int, at_a_time: int
+        self, scripts: Sequence[WorkflowScript], seed: int, at_a_time: int, num_others: int = 0
     ) -> list[Workflow]:
-        """All of them, in the order in which they are given."""
+        """All of them, in the order in which they are given, beside so many who ask otherwise."""
         todo = iter(scripts)
         done: list[Workflow] = []
 
@@ -71,10 +73,20 @@ class Agents:
             for script in todo:
                 done.append(await self._workflow(script, seed))
 
-        async with asyncio.TaskGroup() as lanes:
-            for _ in range(at_a_time):
-                lanes.create_task(lane())
+        async with asyncio.TaskGroup() as tasks:
+            others = [tasks.create_task(self._other(seed, n)) for n in range(num_others)]
+            lanes = [tasks.create_task(lane()) for _ in range(at_a_time)]
+            await asyncio.wait(lanes)
+            for other in others:
+                other.cancel()
         return sorted(done, key=lambda workflow: workflow.id)
+
+    async def _other(self, seed: int, number: int) -> None:
+        """Asks one question after another, none of which is a workflow's."""
+        chance = Random(f"other {seed} {number}")
+        while True:
+            prompt = chance.choices(self._words, k=min(OTHER_TOKENS, self._max_len // 2))
+            await self._ask(prompt, OTHER_OUTPUT, None, resumed=False, final=False)
 
     async def _workflow(self, script: WorkflowScript, seed: int) -> Workflow:
         """Its root session, for as long as the context fits into the model."""
@@ -103,12 +115,12 @@ class Agents:
         return Workflow(script.id, time.perf_counter() - began, tuple(steps))
 
     async def _ask(
-        self, prompt: list[int], output: int, session: str, *, resumed: bool, final: bool
+        self, prompt: list[int], output: int, session: str | None, *, resumed: bool, final: bool
     ) -> tuple[Step, list[int]]:
-        hints: dict[str, Any] = {wire.HINT_SESSION: session}
+        hints: dict[str, Any] = {} if session is None else {wire.HINT_SESSION: session}
         if final:
             hints |= {wire.HINT_FINAL: 1, wire.HINT_TTL: 0}
-        body = {
+        body: dict[str, Any] = {
             "model": MODEL,
             "prompt": prompt,
             "max_tokens": output,
@@ -117,8 +129,9 @@ class Agents:
             "stream": True,
             "stream_options": {"include_usage": True},
             "return_token_ids": True,
-            wire.HINTS_FIELD: hints,
         }
+        if hints:
+            body[wire.HINTS_FIELD] = hints
         sent = time.perf_counter()
         first: float | None = None
         answer: list[int] = []
