@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.e2e.model import make_model
@@ -16,6 +19,13 @@ from tests.e2e.processes import Server, Vllm, gateway, revive, two_vllms
 collect_ignore_glob = [] if find_spec("vllm") else ["*"]
 
 Gateway = Callable[..., AbstractContextManager[Server]]
+
+
+def quiet_import(name: str) -> Any:
+    """A module that imports vLLM: what vLLM's libraries warn about is no failure of these tests."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return import_module(name)
 
 
 @pytest.fixture(scope="session")

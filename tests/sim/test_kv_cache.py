@@ -529,3 +529,73 @@ def test_releasing_a_parent_keeps_what_a_fork_continues_from() -> None:
     cache.release("parent", 200)
     cache.evict(10, 300)
     assert cache.hit(child.path, 6) == 2  # the idle session's 6 went first, then 4 of the parent's
+
+
+# ---- as vLLM's queue of free blocks
+
+
+class BlockQueue:
+    """Prefix caching as vLLM does it, block by block: a queue of free blocks, oldest first; a
+    request takes what it hits out of it and appends all its blocks when it leaves, last one first.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.queue: list[tuple[Content, int]] = []
+
+    def hit(self, path: Sequence[Span], limit: int) -> int:
+        blocks = self.blocks(path, limit)
+        return next((i for i, block in enumerate(blocks) if block not in self.queue), len(blocks))
+
+    def use(self, path: Sequence[Span], blocks: int) -> int:
+        """One request, alone; how many blocks it found."""
+        mine, hit = self.blocks(path, blocks), self.hit(path, blocks)
+        idle = [block for block in self.queue if block not in mine[:hit]]
+        self.queue = idle[max(0, len(idle) + blocks - self.capacity) :]
+        self.queue += reversed(mine)
+        return hit
+
+    @staticmethod
+    def blocks(path: Sequence[Span], end: int) -> list[tuple[Content, int]]:
+        return [
+            (span.content, block)
+            for span in path
+            for block in range(span.content.start, min(span.end, end))
+        ]
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_the_least_recently_used_block_goes_whoever_shares_it(data: st.DataObject) -> None:
+    capacity = data.draw(st.integers(12, 20))
+    cache, blocks = KVCache(capacity, PrefixLru()), BlockQueue(capacity)
+    ends: dict[tuple[Span, ...], int] = {}
+    for number in range(data.draw(st.integers(5, 25))):
+        paths = list(ends)
+        choice = data.draw(st.integers(0, 2 * len(paths)))
+        if choice < len(paths):
+            path = paths[choice]
+        else:
+            path = branch(data, ends, number)
+            ends[path] = path[-1].content.start
+        end = ends[path] = min(capacity, ends[path] + data.draw(st.integers(1, 4)))
+        hit = cache.hit(path, end)
+        now = number // 3  # requests that leave at the same time go in the order in which they left
+        use(cache, path, end, now, hit=hit)
+        cache.check()
+        assert hit == blocks.use(path, end)
+        assert [cache.hit(one, 99) for one in ends] == [blocks.hit(one, 99) for one in ends]
+
+
+def branch(data: st.DataObject, ends: dict[tuple[Span, ...], int], number: int) -> tuple[Span, ...]:
+    """A path of its own, or one that shares what another has computed so far, or a part of it."""
+    before: tuple[Span, ...] = ()
+    other = data.draw(st.integers(0, len(ends)))
+    if other < len(ends):
+        path, computed = list(ends.items())[other]
+        end = data.draw(st.integers(1, min(8, computed)))
+        kept = [span for span in path if span.content.start < end]
+        before = (*kept[:-1], Span(kept[-1].content, min(kept[-1].end, end)))
+    start, parent = (before[-1].end, before[-1].content) if before else (0, None)
+    own = Content(start, parent, f"session {number}", {number: ENDLESS})
+    return (*before, Span(own, ENDLESS))

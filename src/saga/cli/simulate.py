@@ -7,6 +7,7 @@ import json
 import shlex
 import time
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 import saga
 from saga.cli.common import Commands, check_writable, console_for, prepared, warn
 from saga.config import load_preset
+from saga.sim.engine_model import MakeEngine, light_engine
 from saga.sim.experiment import KNOBS, Experiment, parse_knobs, run
 from saga.traces import TraceWriter
 
@@ -66,6 +68,12 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--agents", type=int, metavar="N", help="closed loop, in the whole cluster")
     parser.add_argument("--tasks", type=int, default=500, metavar="M")
     parser.add_argument(
+        "--engine-model",
+        choices=("light", "vllm"),
+        default="light",
+        help="vllm: engines are scheduled by vLLM itself, in virtual time (docs/fidelity.md)",
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -115,6 +123,7 @@ def compare(arguments: argparse.Namespace) -> int:
 def _play(
     arguments: argparse.Namespace, presets: tuple[str, ...], seeds: tuple[int, ...], title: str
 ) -> int:
+    make_engine = _engine_model(arguments.engine_model)
     given = (arguments.load, arguments.rate, arguments.agents)
     experiment = Experiment(
         presets=presets,
@@ -126,9 +135,12 @@ def _play(
         tasks=arguments.tasks,
         seeds=seeds,
         knobs=parse_knobs(arguments.knobs),
+        make_engine=make_engine,
         strict=arguments.strict,
         check=arguments.check,
     )
+    if arguments.engine_model == "vllm":
+        _check_for_vllm(experiment)
     console = console_for(quiet=arguments.quiet)
     for path in filter(None, (arguments.json, arguments.html)):
         check_writable(prepared(path))
@@ -143,6 +155,30 @@ def _play(
     if arguments.figures:
         report.write_figures(arguments.figures)
     return 0
+
+
+def _engine_model(name: str) -> MakeEngine:
+    """Raises ValueError where vLLM is wanted and not installed."""
+    if name == "light":
+        return light_engine
+    if find_spec("vllm") is None:
+        raise ValueError("--engine-model vllm needs vLLM installed beside SAGA")
+    from saga.engine.vllm.simulated import vllm_engine
+
+    return vllm_engine
+
+
+def _check_for_vllm(experiment: Experiment) -> None:
+    """Raises ValueError for the first preset that wants what stock vLLM has not."""
+    from saga.engine.vllm.simulated import beyond_stock
+
+    for preset in experiment.presets:
+        wanted = beyond_stock(load_preset(preset).policies, experiment.cluster_spec.engine)
+        if wanted:
+            raise ValueError(
+                f"--engine-model vllm runs vLLM as it comes, without SAGA's plugin: preset "
+                f"{preset} wants {' and '.join(wanted)}"
+            )
 
 
 def _report(experiment: Experiment, arguments: argparse.Namespace, title: str) -> Report:
@@ -194,6 +230,8 @@ def _parameters(
         parameters["arrival rate"] = f"{experiment.rate_per_s * 60:.3g} tasks/min"
     else:
         parameters["agents"] = str(experiment.agents)
+    if arguments.engine_model != "light":
+        parameters["engine model"] = arguments.engine_model
     parameters |= {
         "saturation": f"{_saturation_per_min(experiment):.3g} tasks/min (fluid model)",
         "KV per engine": f"{cluster.engine.kv_capacity_tokens:,} tokens",

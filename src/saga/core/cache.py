@@ -31,6 +31,9 @@ class KVEntry:
     tokens: int
     last_access: int
     """When its last user left."""
+    turn: int = 0
+    """Orders those whose last users left at the same time, for static policies: the smallest goes
+    first, and of equal ones the one that was listed first."""
     p_reuse: float = DEFAULT_REUSE
     retained_until: int = 0
     released: bool = False
@@ -50,6 +53,10 @@ class CacheView:
     """Longest idle time among the candidates, at least 1 us."""
     max_tokens: int
     """Largest candidate, at least 1 token."""
+
+
+_Place = tuple[float, int, int, KVEntry]
+"""In a heap: key, turn, ticket, entry."""
 
 
 class EvictionPolicy(Protocol):
@@ -87,8 +94,8 @@ class RetentionIndex:
         self._released: dict[KVEntry, None] = {}
         self._open: dict[KVEntry, None] = {}
         self._retained: dict[KVEntry, None] = {}
-        self._ranked: list[tuple[float, int, KVEntry]] = []
-        self._expiring: list[tuple[float, int, KVEntry]] = []
+        self._ranked: list[_Place] = []
+        self._expiring: list[_Place] = []
         self._victim: KVEntry | None = None
         self._named: deque[tuple[int, KVEntry]] = deque()
         """Victims to come of the last scan; valid with their ticket only."""
@@ -164,7 +171,7 @@ class RetentionIndex:
 
     def _first_ranked(self) -> KVEntry | None:
         while self._ranked:
-            _, ticket, entry = self._ranked[0]
+            _, _, ticket, entry = self._ranked[0]
             if entry.ticket == ticket:
                 return entry
             heapq.heappop(self._ranked)
@@ -188,7 +195,7 @@ class RetentionIndex:
 
     def _expire(self, now: int) -> None:
         while self._expiring and self._expiring[0][0] <= now:
-            _, ticket, entry = heapq.heappop(self._expiring)
+            _, _, ticket, entry = heapq.heappop(self._expiring)
             if entry.ticket == ticket:
                 del self._retained[entry]
                 self._open_up(entry)
@@ -201,8 +208,8 @@ class RetentionIndex:
             if self._victim in self._open and self._first_ranked() is entry:
                 self._victim = None  # the newcomer goes before the one that is being taken from
 
-    def _push(self, heap: list[tuple[float, int, KVEntry]], key: float, entry: KVEntry) -> None:
-        heapq.heappush(heap, (key, entry.ticket, entry))
+    def _push(self, heap: list[_Place], key: float, entry: KVEntry) -> None:
+        heapq.heappush(heap, (key, entry.turn, entry.ticket, entry))
         if len(heap) > 2 * len(self) + 16:  # most of it is stale
-            heap[:] = [item for item in heap if item[2].ticket == item[1]]
+            heap[:] = [item for item in heap if item[3].ticket == item[2]]
             heapq.heapify(heap)

@@ -9,7 +9,7 @@ and gives the same events at the same times.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import isqrt
@@ -18,7 +18,7 @@ from saga.core.cache import FOREVER
 from saga.sim.counts import Counts
 from saga.sim.kv_cache import KVCache, Occupancy
 from saga.sim.latency import StepTime
-from saga.sim.lineage import Span
+from saga.sim.lineage import Content, Span
 
 PS = 1_000_000
 """Picoseconds in a microsecond."""
@@ -250,9 +250,29 @@ class SimEngine:
         self._catch_up(now)
         return self.cache.settle(now)
 
+    def liveness_changed(self, contents: Iterable[Content], now: int) -> None:
+        """Who may still ask for these contents is now another."""
+        self.cache.liveness_changed(contents, now)
+
+    def used_up(self) -> tuple[str, int] | None:
+        """A session whose idle KV was evicted since this was last asked, and the blocks left."""
+        return self.cache.shrunk.popitem() if self.cache.shrunk else None
+
+    @property
+    def capacity_tokens(self) -> int:
+        return self.cache.capacity * self._limits.block_size
+
     @property
     def num_jobs(self) -> int:
         return len(self._jobs)
+
+    @property
+    def batch(self) -> dict[str, int]:
+        """Tokens that each request computes in the step under way, by its id."""
+        if self._iteration is None:
+            return {}
+        chunks = {job.id: size for job, size in self._iteration.chunks}
+        return {job.id: 1 for job in self._decoding} | chunks
 
     # ---- time
 
@@ -287,7 +307,7 @@ class SimEngine:
         self._catch_up(now)
         if iteration.done < iteration.jump:
             iteration.jump = iteration.done + 1
-            self.next_event_us = _ceil_us(iteration.end_of(iteration.jump))
+            self.next_event_us = ceil_us(iteration.end_of(iteration.jump))
 
     def _end_jump(self, now: int) -> None:
         """Idle KV was changed from outside: a jump had counted on its victim, and on there being
@@ -351,7 +371,7 @@ class SimEngine:
             start_ps, first, self._step_time.kv_ps * len(decodes), jump, chunks
         )
         end = self._iteration.end_of(jump)
-        self.next_event_us = _ceil_us(end)
+        self.next_event_us = ceil_us(end)
         if self._loading and jump > 1:
             self._end_jump_at(self._loading[0][0])
 
@@ -364,7 +384,7 @@ class SimEngine:
             steps += 1
         if steps < iteration.jump:
             iteration.jump = steps
-            self.next_event_us = _ceil_us(iteration.end_of(steps))
+            self.next_event_us = ceil_us(iteration.end_of(steps))
 
     def _longest_jump(self) -> int:
         """Steps until a decode ends or a further victim would have to be chosen."""
@@ -521,7 +541,7 @@ class SimEngine:
         self._grow(job, job.computed + chunk, now)
         self._prefilling.append(job)
         if not job.started:
-            self._count_start(job)
+            count_start(self.counts, job, self._step_time, self._limits.max_num_batched_tokens)
         elif not job.ghost:
             self.counts.tokens.preempted += max(0, job.lost_tokens - job.computed)
         self._moments.append((Moment.STARTED, job))
@@ -536,24 +556,6 @@ class SimEngine:
         end = job.target if self._limits.reserve_full_prompt else first
         idle = self.cache.idle_in(job.path, hit) if job.loaded_blocks is None else 0
         return self._blocks(end) - hit + idle <= self.cache.available
-
-    def _count_start(self, job: Job) -> None:
-        """Where the prompt's tokens came from: hit + host hit + regenerated + new = prompt."""
-        job.started = True
-        job.hit_tokens = job.computed - job.host_tokens
-        if job.ghost:
-            return
-        regenerated = max(0, job.reusable_tokens - job.computed)
-        counts = self.counts.tokens
-        counts.prompt += job.prompt_tokens
-        counts.hit += job.hit_tokens
-        counts.host_hit += job.host_tokens
-        counts.regenerated += regenerated
-        counts.new += job.prompt_tokens - job.computed - regenerated
-        if regenerated:
-            self.counts.regenerated_ps += self._step_time.prefill_ps(
-                job.computed, job.computed + regenerated, self._limits.max_num_batched_tokens
-            )
 
     # ---- reloads from host memory
 
@@ -636,5 +638,28 @@ class SimEngine:
         assert len(listed) == places, f"law 1: a job is in two places on {self.name}"
 
 
-def _ceil_us(ps: int) -> int:
+def count_start(counts: Counts, job: Job, step_time: StepTime, chunk: int) -> None:
+    """A job starts for the first time, behind the ``computed`` tokens that were found.
+
+    Where its prompt came from: hit + host hit + regenerated + new = prompt.
+    """
+    job.started = True
+    job.hit_tokens = job.computed - job.host_tokens
+    if job.ghost:
+        return
+    regenerated = max(0, job.reusable_tokens - job.computed)
+    tokens = counts.tokens
+    tokens.prompt += job.prompt_tokens
+    tokens.hit += job.hit_tokens
+    tokens.host_hit += job.host_tokens
+    tokens.regenerated += regenerated
+    tokens.new += job.prompt_tokens - job.computed - regenerated
+    if regenerated:
+        counts.regenerated_ps += step_time.prefill_ps(
+            job.computed, job.computed + regenerated, chunk
+        )
+
+
+def ceil_us(ps: int) -> int:
+    """Picoseconds to microseconds, rounded up."""
     return -(-ps // PS)

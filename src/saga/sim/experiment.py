@@ -19,6 +19,7 @@ from saga.core.actions import Action
 from saga.core.events import Event
 from saga.report.records import RunRecord
 from saga.sim.arrivals import get_arrivals
+from saga.sim.engine_model import MakeEngine, light_engine
 from saga.sim.fluid import FluidPoint, Mix, expected_us, operating_point, saturation
 from saga.sim.hardware import ENGINE_OPTIONS, ClusterSpec, get_cluster
 from saga.sim.host import Simulation
@@ -158,6 +159,8 @@ class Experiment:
     tasks: int = 500
     seeds: tuple[int, ...] = (1,)
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    make_engine: MakeEngine = light_engine
+    """What the cluster's engines are; a function of a module, for runs in other processes."""
     strict: bool = False
     check: bool = False
 
@@ -280,6 +283,7 @@ class Experiment:
             load_preset(preset).policies,
             self.cluster_spec,
             step_time=self.step_time,
+            make_engine=self.make_engine,
             preset=preset,
             seed=seed,
             check=self.check,

@@ -19,9 +19,9 @@ from saga.core.policy import Policies
 from saga.core.scheduler import Scheduler
 from saga.report.records import EngineUsage, Outcome, RunRecord
 from saga.sim.counts import Counts
-from saga.sim.engine import LONGEST_JUMP, EngineLimits, Job, Moment, SimEngine
+from saga.sim.engine import LONGEST_JUMP, EngineLimits, Job, Moment
+from saga.sim.engine_model import EngineModel, EngineSetup, MakeEngine, light_engine
 from saga.sim.hardware import ClusterSpec
-from saga.sim.kv_cache import KVCache
 from saga.sim.latency import StepTime
 from saga.sim.lineage import Content, Lineage, Span, reusable_tokens
 from saga.sim.plan import EngineLoss, Plan
@@ -69,7 +69,7 @@ class _Session:
     finished_at: int = 0
     arriving_at: int = 0
     """When the KV that is being moved for it arrives."""
-    ghost: tuple[SimEngine, str] | None = None
+    ghost: tuple[EngineModel, str] | None = None
     """Where its prefetch under way runs, and as which job."""
 
 
@@ -97,6 +97,7 @@ class Simulation:
         cluster: ClusterSpec,
         *,
         step_time: StepTime | None = None,
+        make_engine: MakeEngine = light_engine,
         preset: str = "",
         seed: int = 0,
         check: bool = False,
@@ -113,13 +114,14 @@ class Simulation:
         self.now = 0
         self.scheduler = Scheduler(policies, check=check)
         self.recorder = Recorder()
-        self.engines: dict[str, SimEngine] = {}
+        self.engines: dict[str, EngineModel] = {}
         self.num_events = 0
         self.num_moves = 0
         self.num_prefetches = 0
         self._check = check
         self._watch = watch
         self._observe = observe
+        self._make_engine = make_engine
         self._step_time = step_time or StepTime.of(cluster.engine)
         self._limits = EngineLimits(
             block_size=cluster.engine.block_size,
@@ -140,7 +142,7 @@ class Simulation:
         self._next_script = 0
         self._finished = 0
         self._ended = 0
-        self._all_engines: list[SimEngine] = []
+        self._all_engines: list[EngineModel] = []
         """Lost ones included."""
         self._num_warmup = int(plan.warmup * len(plan.scripts))
         self._window: tuple[int, int | None] = (0, None)
@@ -186,31 +188,24 @@ class Simulation:
     # ---- engines
 
     def _engine_up(self, name: str) -> None:
-        spec, step_time = self.cluster.engine, self._step_time
-        size = spec.block_size
-        stores = self.policies.offload is not None and self.policies.offload.store
-        cache = KVCache(
-            spec.kv_capacity_tokens // size,
-            self.policies.eviction,
-            host_capacity=spec.host_capacity_tokens // size if stores else 0,
-            now=self.now,
-        )
-        self.engines[name] = SimEngine(
-            name,
-            cache=cache,
-            step_time=step_time,
+        step_time = self._step_time
+        setup = EngineSetup(
+            name=name,
+            spec=self.cluster.engine,
             limits=self._limits,
+            step_time=step_time,
+            policies=self.policies,
             tell=lambda moment, job: self._moment(name, moment, job),
-            reload_us=spec.reload_us,
             up_since=self.now,
         )
+        self.engines[name] = self._make_engine(setup)
         self._all_engines.append(self.engines[name])
         chunk, batch = self._limits.max_num_batched_tokens, 16
         self._tell(
             ev.EngineUp(
                 at=self.now,
                 engine=name,
-                kv_capacity_tokens=cache.capacity * size,
+                kv_capacity_tokens=self.engines[name].capacity_tokens,
                 max_num_seqs=self._limits.max_num_seqs,
                 prefill_us_per_token=step_time.prefill_ps(0, chunk, chunk) / chunk / 1e6,
                 decode_us_per_token=step_time.step_ps(batch, batch, batch * 16_384, 0)
@@ -229,7 +224,7 @@ class Simulation:
             engine.wake(self.now)
         self._after(engine)
 
-    def _after(self, engine: SimEngine) -> None:
+    def _after(self, engine: EngineModel) -> None:
         """The engine was called: plan its next wake-up, and pass on what it evicted."""
         at = engine.next_event_us
         if at is not None and self._planned.get(engine.name) != at:
@@ -237,8 +232,8 @@ class Simulation:
             self._at(at, Rank.ENGINE, lambda: self._wake_engine(engine.name), engine.name)
         if self._check:
             engine.check()
-        while engine.cache.shrunk:
-            session, blocks = engine.cache.shrunk.popitem()
+        while (gone := engine.used_up()) is not None:
+            session, blocks = gone
             tokens = blocks * self._limits.block_size
             if session in self._sessions:
                 self._tell(
@@ -410,7 +405,7 @@ class Simulation:
     def _pass_on_liveness(self, lineage: Lineage) -> None:
         if lineage.changed:
             for engine in self.engines.values():
-                engine.cache.liveness_changed(lineage.changed, self.now)
+                engine.liveness_changed(lineage.changed, self.now)
             lineage.changed = []
 
     def _request_finished(self, call: _Call, job: Job) -> None:
@@ -579,7 +574,7 @@ class Simulation:
         else:
             submit()
 
-    def _submit(self, engine: SimEngine, call: _Call, job: Job) -> None:
+    def _submit(self, engine: EngineModel, call: _Call, job: Job) -> None:
         lost = self.engines.get(engine.name) is not engine  # it may have come back as another
         if lost or call.job is not job or call.id not in self._calls:
             return  # that, or the request was cancelled, while its KV was moving
@@ -637,11 +632,11 @@ class Simulation:
 
     # ---- the record
 
-    def _engine_usage(self, engine: SimEngine) -> EngineUsage:
+    def _engine_usage(self, engine: EngineModel) -> EngineUsage:
         occupancy, size = engine.settle(self.now), self._limits.block_size
         return EngineUsage(
             engine=engine.name,
-            capacity_tokens=engine.cache.capacity * size,
+            capacity_tokens=engine.capacity_tokens,
             window_us=self.now - max(self._window[0], engine.up_since),
             active=occupancy.active * size,
             waiting=occupancy.waiting * size,

@@ -30,6 +30,11 @@ class Segment(KVEntry):
     """Running requests by the (absolute) block up to which they need it."""
     branches: dict[int, int] = field(default_factory=dict)
     """Resident continuations by the block at which they continue."""
+    uses: list[tuple[int, int, int]] = field(default_factory=list)
+    """Up to which (absolute) block a user who left had needed it, when it left and in what turn:
+    the deepest and oldest first. Each block was last used by the last of those that reach it."""
+    left_at: int = 0
+    """When its last user left, however little of it that one needed."""
     active: int = 0
     """Blocks in use, and ``dead`` ones, as last counted."""
     dead: int = 0
@@ -50,6 +55,25 @@ class Segment(KVEntry):
         """Blocks behind every user and every resident continuation."""
         floor = max(self.branches) - self.content.start if self.branches else 0
         return self.blocks - max(self.pinned, min(floor, self.blocks))
+
+    def use(self, end: int, now: int, turn: int) -> None:
+        """A user of the blocks before ``end`` left."""
+        while self.uses and self.uses[-1][0] <= end:
+            self.uses.pop()
+        self.uses.append((end, now, turn))
+        self.left_at = now
+
+    def forget_uses(self) -> None:
+        """Of blocks that are gone."""
+        while len(self.uses) > 1 and self.uses[1][0] >= self.end:
+            del self.uses[0]
+
+    @property
+    def of_one_age(self) -> int:
+        """Evictable blocks that have the last user in common with the very last one."""
+        if len(self.uses) < 2:
+            return self.evictable
+        return min(self.evictable, self.end - self.uses[1][0])
 
 
 @dataclass(slots=True)
@@ -81,6 +105,7 @@ class KVCache:
         """Sessions whose KV was used up by evictions, until the host has told: blocks left, a
         declared prefix not counted, which every engine has."""
         self._now = now
+        self._turn = 0
         self._reset_at = now
         self._segments: dict[Content, Segment] = {}
         self._by_session: dict[str, dict[Segment, None]] = {}
@@ -100,7 +125,7 @@ class KVCache:
     def without_choice(self) -> int:
         """Blocks to be had without choosing a victim or using one up."""
         victim = self.index.current
-        return self.free + (victim.evictable - 1 if isinstance(victim, Segment) else 0)
+        return self.free + (victim.tokens - 1 if victim is not None else 0)
 
     # ---- lookups
 
@@ -146,7 +171,7 @@ class KVCache:
             segment = self._segment(span.content)
             waited = min(segment.end, span.end, hit) - span.content.start - segment.pinned
             if waited > 0:
-                since = max(segment.last_access, self._reset_at)
+                since = max(segment.left_at, self._reset_at)
                 self.occupancy.later_hit += waited * (now - since)
             segment.pins[span.end] = segment.pins.get(span.end, 0) + 1
             segment.released = False
@@ -192,7 +217,8 @@ class KVCache:
             segment.pins[span.end] -= 1
             if not segment.pins[span.end]:
                 del segment.pins[span.end]
-            segment.last_access = now
+            self._turn += 1
+            segment.use(ENDLESS if self.index.policy.whole_entry else span.end, now, self._turn)
             segment.next_use = next_use
             segment.whole = max(segment.whole, min(span.end, full_blocks) - span.content.start)
             self._drop(segment, min(segment.blocks - segment.whole, segment.evictable))
@@ -215,7 +241,9 @@ class KVCache:
             victim.dead -= gone
             self.dead -= gone
             victim.tokens -= taken
-            if not victim.tokens:
+            if victim.evictable:
+                self._recount(victim)
+            else:
                 self._used_up(victim)
 
     def _used_up(self, segment: Segment) -> None:
@@ -341,13 +369,18 @@ class KVCache:
         self.dead += dead - segment.dead
         segment.active = active
         segment.dead = dead
-        evictable = segment.evictable
+        segment.forget_uses()
+        segment.tokens = segment.of_one_age
+        turn = segment.turn
+        if segment.uses:
+            _, segment.last_access, segment.turn = segment.uses[0]
         listed = segment in self.index
-        segment.tokens = evictable
-        if evictable and not listed:
+        if segment.tokens and not listed:
             self.index.add(segment, self._now)
-        elif listed and not evictable:
+        elif listed and not segment.tokens:
             self.index.discard(segment)
+        elif listed and segment.turn != turn:
+            self.index.update(segment, self._now)
 
     def _forget_if_empty(self, segment: Segment) -> None:
         if segment.blocks or segment.host_blocks or segment.pins or segment.branches:
