@@ -32,7 +32,7 @@ def _parts() -> dict[str, Callable[[MakeEngine], dict[str, Any]]]:
 def main() -> None:
     if find_spec("vllm") is None:
         raise SystemExit("vLLM is not installed: make e2e")
-    from saga.engine.vllm.simulated import vllm_engine
+    from saga.engine.vllm.simulated.engine import vllm_engine
 
     parts = _parts()
     wanted = sys.argv[1:] or list(parts)

@@ -27,7 +27,7 @@ from saga.sim.latency import StepTime
 from saga.sim.lineage import Lineage
 from saga.sim.plan import EngineLoss, Plan
 
-vllm_engine = quiet_import("saga.engine.vllm.simulated").vllm_engine
+vllm_engine = quiet_import("saga.engine.vllm.simulated.engine").vllm_engine
 
 PRESET = "vllm_apc_affinity"
 TASKS = 40

@@ -163,14 +163,14 @@ def _engine_model(name: str) -> MakeEngine:
         return light_engine
     if find_spec("vllm") is None:
         raise ValueError("--engine-model vllm needs vLLM installed beside SAGA")
-    from saga.engine.vllm.simulated import vllm_engine
+    from saga.engine.vllm.simulated.engine import vllm_engine
 
     return vllm_engine
 
 
 def _check_for_vllm(experiment: Experiment) -> None:
     """Raises ValueError for the first preset that wants what stock vLLM has not."""
-    from saga.engine.vllm.simulated import beyond_stock
+    from saga.engine.vllm.simulated.engine import beyond_stock
 
     for preset in experiment.presets:
         wanted = beyond_stock(load_preset(preset).policies, experiment.cluster_spec.engine)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.sim.factory import step
 
-from saga.engine.vllm.names import BlockNames
+from saga.engine.vllm.simulated.names import BlockNames
 from saga.sim.lineage import Content, Lineage, Span
 
 SIZE = 16

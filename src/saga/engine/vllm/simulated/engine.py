@@ -15,8 +15,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from saga.core.policy import Policies
-from saga.engine.vllm.names import BlockNames
-from saga.engine.vllm.offline import make_scheduler
+from saga.engine.vllm.simulated.names import BlockNames
+from saga.engine.vllm.simulated.offline import make_scheduler
 from saga.policies.prefix_lru import PrefixLru
 from saga.sim.counts import Counts
 from saga.sim.engine import PS, Job, Moment, ceil_us, count_start
