@@ -52,15 +52,14 @@ class NaiveIndex:
             self.add(entry, now)
 
     def victim(self, now: int) -> KVEntry | None:
+        for entry in self.idle:
+            if entry.released:
+                return entry
         if self.current is None and self.idle:
             self.current = self.first(now)
         return self.current
 
     def first(self, now: int) -> KVEntry:
-        released = [entry for entry in self.idle if entry.released]
-        if released:
-            self.current_is_open = False
-            return released[0]
         unprotected = [entry for entry in self.idle if entry.retained_until <= now]
         ending = [entry for entry in self.idle if entry.retained_until < FOREVER]
         candidates = unprotected or ending or self.idle
@@ -163,7 +162,7 @@ class Play:
         victim.tokens -= 1
         if victim.tokens == 0 or self.index.policy.whole_entry:
             self.use(victim)
-            assert self.index.current is None
+            assert self.index.current is not victim
         return victim.session
 
     def compare(self) -> None:
@@ -249,13 +248,28 @@ def test_a_victim_that_becomes_protected_is_let_go() -> None:
 
 def test_a_victim_stays_although_a_better_one_turns_up() -> None:
     first, second = entry("first", 0), entry("second", 1)
-    index = index_of(first, second)
+    index = index_of(first, second, policy=WaLru())
     assert index.victim(10) is first
-    second.released = True
+    second.p_reuse = 0.0
     index.update(second, 11)
     assert index.victim(11) is first
     index.discard(first)
     assert index.victim(11) is second
+
+
+@pytest.mark.parametrize("policy", [PrefixLru(), WaLru()], ids=repr)
+def test_a_victim_gives_way_to_what_nobody_will_ask_for(policy: EvictionPolicy) -> None:
+    """Only as long as there is something: it has lost its tail already."""
+    victim, done, later, best = (entry(name) for name in ("victim", "done", "later", "best"))
+    index = index_of(victim, done, later, best, policy=policy)
+    assert index.victim(10) is victim
+    best.p_reuse = 0.0
+    index.update(best, 10)
+    for over in (done, later):
+        over.released = True
+        index.update(over, 11)
+        assert index.victim(11) is done, "the first of those that are over stays the victim"
+    assert order(index, 11) == ["done", "later", "victim", "best"]
 
 
 def test_a_victim_gives_way_to_one_that_ranks_before_it() -> None:

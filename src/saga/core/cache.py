@@ -79,9 +79,9 @@ class RetentionIndex:
     retained ones only when nothing else is left, the ones retained for ever last.
 
     A victim stays the victim until it is gone, in use again, or (static policies) outranked by a
-    newcomer, so that space is taken from one session after another and not from all a little.
-    O(log n) per victim for static policies, one scan per victim for the others and for retained
-    ones.
+    newcomer, so that space is taken from one session after another and not from all a little; it
+    only has to wait while something is released. O(log n) per victim for static policies, one scan
+    per victim for the others and for retained ones.
 
     ``batched`` is for engines with thousands of sessions: a scan names several victims, so that
     each costs O(log n) amortised, and one that becomes idle after a scan waits for the next one;
@@ -141,14 +141,16 @@ class RetentionIndex:
 
     @property
     def current(self) -> KVEntry | None:
-        """The victim that is being taken from, if one was chosen."""
-        return self._victim
+        """The victim that is being taken from, if one was chosen or needs no choice."""
+        return next(iter(self._released), self._victim)
 
     def victim(self, now: int) -> KVEntry | None:
         """The entry whose tail goes next; None when nothing is idle."""
+        if self._released:
+            return next(iter(self._released))
         if self.batched and self._victim in self._retained:
             self._expire(now)
-            if self._open or self._released:
+            if self._open:
                 self._victim = None
         if self._victim is None:
             self._expire(now)
@@ -156,8 +158,6 @@ class RetentionIndex:
         return self._victim
 
     def _choose(self, now: int) -> KVEntry | None:
-        if self._released:
-            return next(iter(self._released))
         if self._open and self.policy.static:
             return self._first_ranked()
         candidates = self._open or self._retained
