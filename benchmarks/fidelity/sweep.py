@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from statistics import mean
 from typing import Any
 
 from saga.report.records import RunRecord
-from saga.sim.engine_model import MakeEngine, light_engine
+from saga.sim.engine import SimEngine
+from saga.sim.engine_model import EngineSetup, MakeEngine, light_engine
 from saga.sim.experiment import Experiment
 
-PRESET = "vllm_apc_affinity"
 SEEDS = (1, 2, 3)
 COLLAPSED = 0.10
 """Share of the prompt tokens that is regenerated behind the collapse."""
@@ -28,11 +28,17 @@ class Setting:
     loads: tuple[float, ...]
     tasks: int
     kv_capacity_tokens: int
+    preset: str = "vllm_apc_affinity"
     reserve_full_prompt: bool = True
+
+    @property
+    def less(self) -> Setting:
+        """For a quick look."""
+        return replace(self, loads=self.loads[::3], tasks=self.tasks // 3)
 
     def experiment(self, load: float, make_engine: MakeEngine) -> Experiment:
         return Experiment(
-            presets=(PRESET,),
+            presets=(self.preset,),
             workload=self.workload,
             cluster="paper-16xa100",
             load=load,
@@ -60,12 +66,18 @@ OTHERS = (
     replace(SWEEP, loads=(0.9,), reserve_full_prompt=False),
 )
 """Other shapes: agents that cut their context, and vLLM before it reserved whole prompts."""
+RETAINING = tuple(
+    replace(SWEEP, preset=preset, loads=loads, tasks=100)
+    for preset, loads in (("saga", (0.9, 1.1)), ("saga_paper", (0.8, 0.9, 1.0, 1.1)))
+)
+"""``saga`` admits what fits, so that its engines are seldom short of memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One run's figures."""
 
+    preset: str
     workload: str
     load: float
     seed: int
@@ -79,9 +91,10 @@ class Run:
 
 
 def play(setting: Setting, load: float, seed: int, model: str, make_engine: MakeEngine) -> Run:
-    record = setting.experiment(load, make_engine).run_one(PRESET, seed)
+    record = setting.experiment(load, make_engine).run_one(setting.preset, seed)
     tokens = record.tokens
     return Run(
+        preset=setting.preset,
         workload=setting.workload,
         load=load,
         seed=seed,
@@ -118,28 +131,49 @@ def collapse(runs: Sequence[Run]) -> dict[str, float | None]:
     }
 
 
-def sweep(vllm_engine: MakeEngine) -> dict[str, Any]:
+def sweep(vllm_engine: MakeEngine, *, quick: bool) -> dict[str, Any]:
     """Over the collapse; where it is, in both models."""
-    runs = list(_play_all([SWEEP], vllm_engine))
+    runs = list(_play_all([SWEEP], {"light": light_engine, "vllm": vllm_engine}, quick))
     models = sorted({run.model for run in runs})
     positions = {model: collapse([run for run in runs if run.model == model]) for model in models}
     print("collapse at load:", positions)
     return {"runs": [asdict(run) for run in runs], "collapse": positions}
 
 
-def others(vllm_engine: MakeEngine) -> dict[str, Any]:
-    return {"runs": [asdict(run) for run in _play_all(OTHERS, vllm_engine)]}
+def others(vllm_engine: MakeEngine, *, quick: bool) -> dict[str, Any]:
+    runs = _play_all(OTHERS, {"light": light_engine, "vllm": vllm_engine}, quick)
+    return {"runs": [asdict(run) for run in runs]}
 
 
-def _play_all(settings: Iterable[Setting], vllm_engine: MakeEngine) -> Iterator[Run]:
+def plugin(plugin_engine: MakeEngine, *, quick: bool) -> dict[str, Any]:
+    """Presets that retain, on engines that keep KV for sessions and do no more."""
+    runs = _play_all(RETAINING, {"light": retaining_engine, "plugin": plugin_engine}, quick)
+    return {"runs": [asdict(run) for run in runs]}
+
+
+def retaining_engine(setup: EngineSetup) -> SimEngine:
+    """A light one that can be asked for no more than the plugin."""
+    engine = light_engine(setup)
+    engine.prefetches = engine.adopts = False
+    return engine
+
+
+def _play_all(
+    settings: Iterable[Setting], models: Mapping[str, MakeEngine], quick: bool
+) -> Iterator[Run]:
     """Prints a row for each run as it goes."""
-    print("workload     load seed model   hit rate  regenerated   TCT s     evicted  preempted")
-    plays = [(one, load, seed) for one in settings for load in one.loads for seed in SEEDS]
+    print(
+        "preset            workload    load seed model   hit rate  regenerated   TCT s"
+        "     evicted  preempted"
+    )
+    seeds = SEEDS[:1] if quick else SEEDS
+    settings = [one.less if quick else one for one in settings]
+    plays = [(one, load, seed) for one in settings for load in one.loads for seed in seeds]
     for setting, load, seed in plays:
-        for model, make_engine in (("light", light_engine), ("vllm", vllm_engine)):
+        for model, make_engine in models.items():
             run = play(setting, load, seed, model, make_engine)
             print(
-                f"{run.workload:12} {load:4} {seed:4} {model:6} {run.hit_rate:9.4%}"
+                f"{run.preset:17} {run.workload:11} {load:4} {seed:4} {model:6} {run.hit_rate:9.4%}"
                 f"{run.regenerated:12.4%} {run.tct_s:8.1f} {run.evicted_tokens:11,}"
                 f" {run.num_preemptions:6}",
                 flush=True,

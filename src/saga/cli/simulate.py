@@ -7,6 +7,7 @@ import json
 import shlex
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from tqdm import tqdm
 import saga
 from saga.cli.common import Commands, check_writable, console_for, prepared, warn
 from saga.config import load_preset
-from saga.sim.engine_model import MakeEngine, light_engine
+from saga.sim.engine_model import MakeEngine
 from saga.sim.experiment import KNOBS, Experiment, parse_knobs, run
 from saga.traces import TraceWriter
 
@@ -69,9 +70,10 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=int, default=500, metavar="M")
     parser.add_argument(
         "--engine-model",
-        choices=("light", "vllm"),
+        choices=("light", "vllm", "vllm-plugin"),
         default="light",
-        help="vllm: engines are scheduled by vLLM itself, in virtual time (docs/fidelity.md)",
+        help="vllm, vllm-plugin: engines are scheduled by vLLM itself, as it comes or with SAGA's "
+        "plugin, in virtual time (docs/fidelity.md)",
     )
     parser.add_argument(
         "--set",
@@ -123,7 +125,6 @@ def compare(arguments: argparse.Namespace) -> int:
 def _play(
     arguments: argparse.Namespace, presets: tuple[str, ...], seeds: tuple[int, ...], title: str
 ) -> int:
-    make_engine = _engine_model(arguments.engine_model)
     given = (arguments.load, arguments.rate, arguments.agents)
     experiment = Experiment(
         presets=presets,
@@ -135,12 +136,11 @@ def _play(
         tasks=arguments.tasks,
         seeds=seeds,
         knobs=parse_knobs(arguments.knobs),
-        make_engine=make_engine,
         strict=arguments.strict,
         check=arguments.check,
     )
-    if arguments.engine_model == "vllm":
-        _check_for_vllm(experiment)
+    if arguments.engine_model != "light":
+        experiment = replace(experiment, make_engine=_vllm(arguments.engine_model, experiment))
     console = console_for(quiet=arguments.quiet)
     for path in filter(None, (arguments.json, arguments.html)):
         check_writable(prepared(path))
@@ -157,28 +157,22 @@ def _play(
     return 0
 
 
-def _engine_model(name: str) -> MakeEngine:
-    """Raises ValueError where vLLM is wanted and not installed."""
-    if name == "light":
-        return light_engine
+def _vllm(model: str, experiment: Experiment) -> MakeEngine:
+    """Raises ValueError where vLLM is not installed, and for the first preset that wants what this
+    model has not."""
     if find_spec("vllm") is None:
-        raise ValueError("--engine-model vllm needs vLLM installed beside SAGA")
-    from saga.engine.vllm.simulated.engine import vllm_engine
+        raise ValueError(f"--engine-model {model} needs vLLM installed beside SAGA")
+    from saga.engine.vllm.simulated.models import MODELS
 
-    return vllm_engine
-
-
-def _check_for_vllm(experiment: Experiment) -> None:
-    """Raises ValueError for the first preset that wants what stock vLLM has not."""
-    from saga.engine.vllm.simulated.engine import beyond_stock
-
+    make_engine, beyond = MODELS[model]
     for preset in experiment.presets:
-        wanted = beyond_stock(load_preset(preset).policies, experiment.cluster_spec.engine)
+        wanted = beyond(load_preset(preset).policies, experiment.cluster_spec.engine)
         if wanted:
             raise ValueError(
-                f"--engine-model vllm runs vLLM as it comes, without SAGA's plugin: preset "
-                f"{preset} wants {' and '.join(wanted)}"
+                f"--engine-model {model}: preset {preset} wants {' and '.join(wanted)}, which this "
+                f"model has not"
             )
+    return make_engine
 
 
 def _report(experiment: Experiment, arguments: argparse.Namespace, title: str) -> Report:

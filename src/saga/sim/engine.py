@@ -129,6 +129,10 @@ class SimEngine:
     ``tell(moment, job)`` is called from ``wake`` only.
     """
 
+    retains: bool = True
+    prefetches: bool = True
+    adopts: bool = True
+
     def __init__(
         self,
         name: str,

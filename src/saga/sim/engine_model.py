@@ -1,7 +1,7 @@
 """What the simulator asks of an engine, so that there can be several models of one.
 
-``light_engine`` makes the engines of ``saga.sim.engine``; ``saga.engine.vllm.simulated`` makes ones
-that are scheduled by vLLM itself.
+``light_engine`` makes the engines of ``saga.sim.engine``; ``saga.engine.vllm.simulated`` has
+ones that are scheduled by vLLM itself.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ class EngineModel(Protocol):
     up_since: int
     counts: Counts
     next_event_us: int | None
+    retains: bool
+    """Whether it can be asked to keep a session's KV."""
+    prefetches: bool
+    """Whether it can be asked to make a session's KV ready."""
+    adopts: bool
+    """Whether a session's KV can be moved to it."""
 
     @property
     def capacity_tokens(self) -> int: ...

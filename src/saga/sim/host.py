@@ -211,6 +211,8 @@ class Simulation:
                 decode_us_per_token=step_time.step_ps(batch, batch, batch * 16_384, 0)
                 / batch
                 / 1e6,
+                retains=self.engines[name].retains,
+                prefetches=self.engines[name].prefetches,
             )
         )
 
@@ -584,6 +586,8 @@ class Simulation:
 
     def _move(self, action: act.Move) -> None:
         """Copies what is resident; the request that follows waits for it."""
+        if not self.engines[action.target].adopts:
+            return
         session = self._sessions[action.session]
         source = self.engines[action.source]
         path = session.lineage.path

@@ -21,6 +21,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from saga.clock import Clock, MonotonicClock
 from saga.config import ConfigError, load_preset
+from saga.core.policy import Policies
 from saga.engine.publisher import KvPublisher
 from saga.engine.vllm.events import Events, rank_endpoint
 from saga.engine.vllm.hints import HintReader, Hints
@@ -38,11 +39,13 @@ class RetainingScheduler(Scheduler):
     """Raises ConfigError if the plugin is set up wrong."""
 
     clock: ClassVar[Clock] = MonotonicClock()
+    policies: ClassVar[Policies | None] = None
+    """Instead of those of the preset that is configured."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         options = read_options(os.environ, self.vllm_config.additional_config)
-        policies = load_preset(options.preset).policies
+        policies = self.policies or load_preset(options.preset).policies
         if policies.eviction.clairvoyant:
             raise ConfigError(f"preset {options.preset} evicts by what only a simulator knows")
         if not self.kv_cache_manager.enable_caching:

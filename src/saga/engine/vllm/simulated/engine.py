@@ -11,41 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from saga.core.policy import Policies
+from saga import wire
 from saga.engine.vllm.simulated.names import BlockNames
 from saga.engine.vllm.simulated.offline import make_scheduler
-from saga.policies.prefix_lru import PrefixLru
 from saga.sim.counts import Counts
 from saga.sim.engine import PS, Job, Moment, ceil_us, count_start
 from saga.sim.engine_model import EngineSetup
-from saga.sim.hardware import EngineSpec
 from saga.sim.kv_cache import Occupancy
 from saga.sim.lineage import Content, Span
 
 GROUP = [0]
 """The group of blocks of the only kind of layer."""
-
-
-def vllm_engine(setup: EngineSetup) -> VllmEngine:
-    """Raises ValueError for policies that stock vLLM cannot carry out."""
-    wanted = beyond_stock(setup.policies, setup.spec)
-    if wanted:
-        raise ValueError(f"stock vLLM has no {' and '.join(wanted)}")
-    return VllmEngine(setup)
-
-
-def beyond_stock(policies: Policies, spec: EngineSpec) -> list[str]:
-    """What the policies want of engines that vLLM does not do by itself."""
-    wanted = {
-        "eviction of other KV than the least recently used": policies.eviction != PrefixLru(),
-        "retention": policies.retention is not None,
-        "prefetch": policies.prefetch is not None,
-        "KV in host memory": spec.host_capacity_tokens > 0,
-    }
-    return [what for what, is_wanted in wanted.items() if is_wanted]
 
 
 @dataclass(slots=True)
@@ -77,11 +57,14 @@ class _Watch:
 class VllmEngine:
     """An ``EngineModel``. KV that is dead counts as waiting: vLLM does not know the difference.
 
-    What only SAGA's plugin adds (``retain``, ``release``) has no effect, and KV cannot be moved
-    here: the request that follows computes it again.
+    KV is kept for nobody, and none can be moved here: the request that follows computes it again.
     """
 
-    def __init__(self, setup: EngineSetup) -> None:
+    retains: bool = False
+    prefetches: bool = False
+    adopts: bool = False
+
+    def __init__(self, setup: EngineSetup, kind: type[Scheduler] = Scheduler) -> None:
         limits = setup.limits
         self.name = setup.name
         self.up_since = setup.up_since
@@ -92,6 +75,7 @@ class VllmEngine:
         self._tell = setup.tell
         self._num_blocks = setup.spec.num_blocks
         self._scheduler = make_scheduler(
+            kind,
             num_blocks=self._num_blocks,
             block_size=limits.block_size,
             max_num_seqs=limits.max_num_seqs,
@@ -153,7 +137,7 @@ class VllmEngine:
             self._interrupt(now)
 
     def prefetch(self, job: Job, now: int) -> None:
-        raise NotImplementedError("stock vLLM does not prefetch")
+        raise NotImplementedError("vLLM does not prefetch")
 
     # ---- idle KV
 
@@ -175,10 +159,10 @@ class VllmEngine:
         """It stays until it is the least recently used."""
 
     def offload(self, session: str, path: Sequence[Span], tokens: int, now: int) -> None:
-        raise NotImplementedError("stock vLLM has no host memory under a policy")
+        raise NotImplementedError("vLLM has no host memory under a policy")
 
     def adopt(self, path: Sequence[Span], tokens: int, now: int) -> None:
-        pass
+        raise NotImplementedError("KV cannot be moved to vLLM")
 
     def liveness_changed(self, contents: Iterable[Content], now: int) -> None:
         self._names.forget(content for content in contents if not content.live_end)
@@ -288,7 +272,11 @@ class VllmEngine:
         return Request(
             request_id=job.id,
             prompt_token_ids=[0] * job.prompt_tokens,  # their blocks have names of their own
-            sampling_params=SamplingParams(max_tokens=job.output_tokens, ignore_eos=True),
+            sampling_params=SamplingParams(
+                max_tokens=job.output_tokens,
+                ignore_eos=True,
+                extra_args={wire.HINT_SESSION: job.session},  # stock vLLM does not look
+            ),
             pooling_params=None,
             arrival_time=job.number,
             priority=job.priority,

@@ -25,9 +25,12 @@ _MODEL = {
     "num_key_value_heads": 1,
 }
 """Any decoder will do: its sizes decide nothing that the scheduler does."""
+PLUGIN = {"tenant_share": 1.0, "events_endpoint": None}
+"""How SAGA's plugin is set up: the simulator's sessions do not tell their tenants."""
 
 
 def make_scheduler(
+    kind: type[Scheduler],
     *,
     num_blocks: int,
     block_size: int,
@@ -35,14 +38,14 @@ def make_scheduler(
     max_num_batched_tokens: int,
     reserve_full_prompt: bool,
 ) -> Scheduler:
-    """One that schedules by priority, then in order of arrival, one step at a time, with prefix
+    """One of this kind: by priority, then in order of arrival, one step at a time, with prefix
     caching and chunked prefill. All of ``num_blocks`` can be used."""
     pool = num_blocks + 1  # vLLM never uses its first block
     config = _config(pool, block_size, max_num_seqs, max_num_batched_tokens, reserve_full_prompt)
     group = FullAttentionSpec(
         block_size=block_size, num_kv_heads=1, head_size=8, dtype=torch.bfloat16
     )
-    return Scheduler(
+    return kind(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(
             num_blocks=pool,
@@ -79,6 +82,7 @@ def _config(
             policy="priority",
             scheduler_reserve_full_isl=reserve_full_prompt,
         ),
+        additional_config={"saga": PLUGIN},
     )
     config.cache_config.num_gpu_blocks = pool
     return config
