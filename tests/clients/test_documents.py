@@ -25,7 +25,7 @@ def program(package: str) -> str:
 
 @pytest.mark.parametrize(
     ("package", "workflow", "lengths"),
-    [("langchain.agents", "ticket-7", [4, 4, 4, 4]), ("agents", "ticket-8", [1, 3])],
+    [("langchain.agents", "ticket-7", [4, 4, 4, 4]), ("agents", "ticket-8", [4])],
 )
 def test_a_program_is_one_workflow(
     live: Live, tap: Tap, package: str, workflow: str, lengths: list[int]
