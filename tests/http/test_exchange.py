@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Generator
+from itertools import cycle
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.http.wires import ask, get, ok, pass_time, settle, shifted, statuses, wired
 
 from saga.http.exchange import BadRequest, BodyTooLong, Headers, Reply, Request
@@ -301,3 +305,34 @@ def test_an_application_may_refuse_what_it_cannot_read() -> None:
         assert wire.written.endswith(b"\r\n\r\nno coffee\n")
 
     shifted(scenario())
+
+
+PIECES = st.lists(st.integers(1, 40_000), min_size=1, max_size=12)
+
+
+@given(length=st.integers(1, 100_000), cuts=PIECES, pause=st.booleans(), after=st.booleans())
+def test_a_body_is_the_same_in_whatever_pieces_it_comes(
+    length: int, cuts: list[int], pause: bool, after: bool
+) -> None:
+    """Some come before anybody waits for them, others into the place that is waiting; what follows
+    in the same piece is the next request."""
+    body = random.Random(length).randbytes(length)
+
+    async def application(request: Request, reply: Reply) -> None:
+        reply.respond(200, [], await request.body(1 << 20, 60.0))
+
+    async def scenario() -> bytes:
+        wire = wired(application)
+        sent = ask("POST", "/", f"content-length: {length}") + body
+        sent += get("/next") if after else b""
+        for cut in cycle(cuts):
+            wire.feed(sent[:cut])
+            sent = sent[cut:]
+            if pause:
+                await settle()
+            if not sent:
+                break
+        await settle()
+        return wire.written
+
+    assert shifted(scenario()) == ok(body) + (ok(b"") if after else b"")

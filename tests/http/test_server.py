@@ -404,7 +404,7 @@ def test_a_signal_stops_a_server_after_its_answers(loop: Run, number: signal.Sig
                 os.kill(os.getpid(), number)
                 await until(lambda: told)
             assert told == [number]
-            assert server.stopping
+            await until(lambda: server.stopping)
             held.answer_one()
             assert statuses(await client.rest()) == [200]
         await serving
