@@ -100,6 +100,7 @@ class Wire(asyncio.Transport):
         """As much as is asked for goes first; the rest as if it had come later."""
         room = self.protocol.get_buffer(-1)
         size = min(len(room), len(piece))
+        assert size or not piece, "it asks for nothing"
         room[:size] = piece[:size]
         if size < len(piece):
             self._pending.insert(0, piece[size:])
