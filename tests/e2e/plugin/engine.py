@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from tests.e2e.model import make_model
-from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+from tests.e2e.plugin.device import Device
+from vllm.config import CacheConfig, KVTransferConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -68,7 +69,9 @@ def vllm_config(
     policy: str = "fcfs",
     max_num_seqs: int = 16,
     additional: Mapping[str, Any] | None = None,
+    offload: Mapping[str, Any] | None = None,
 ) -> VllmConfig:
+    """``offload``: what vLLM's offloading connector is told, if there is one."""
     cache_config = CacheConfig(block_size=BLOCK, enable_prefix_caching=True)
     scheduler_config = SchedulerConfig(
         max_num_seqs=max_num_seqs,
@@ -84,6 +87,13 @@ def vllm_config(
         cache_config=cache_config,
         scheduler_config=scheduler_config,
         additional_config=dict(additional or {}),
+        kv_transfer_config=None
+        if offload is None
+        else KVTransferConfig(
+            kv_connector="OffloadingConnector",
+            kv_role="kv_both",
+            kv_connector_extra_config=dict(offload),
+        ),
     )
     config.scheduler_config.async_scheduling = asynchronous  # what vLLM forbids on CPUs
     return config
@@ -125,16 +135,16 @@ class FakeEngine:
         groups = [_group("full", None), *([] if window is None else [_group("sliding", window)])]
         base = scheduler or RETAINING[asynchronous]
         timed = type(base.__name__, (base,), {"clock": self.clock})  # a stock one reads none
+        caches = KVCacheConfig(num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=groups)
         self.scheduler: Any = timed(
             vllm_config=settings,
-            kv_cache_config=KVCacheConfig(
-                num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=groups
-            ),
+            kv_cache_config=caches,
             structured_output_manager=StructuredOutputManager(settings),
             block_size=BLOCK,
             hash_block_size=BLOCK,
             log_stats=True,
         )
+        self.device = None if settings.kv_transfer_config is None else Device(settings, caches)
         self.pool = self.scheduler.kv_cache_manager.block_pool
         self.cached: dict[str, int] = {}
         """Prompt tokens that were found in the cache, by request."""
@@ -189,7 +199,7 @@ class FakeEngine:
         spent = clock() - begin
         for new in output.scheduled_new_reqs:
             self.cached.setdefault(new.req_id, new.num_computed_tokens)
-        if output.num_scheduled_tokens:
+        if output.num_scheduled_tokens or self.device is not None:
             self._under_way.append((output, self._result(output)))
         behind = self.asynchronous and output.num_scheduled_tokens
         if len(self._under_way) > bool(behind):
@@ -211,6 +221,7 @@ class FakeEngine:
             logprobs=None,
             prompt_logprobs_dict={},
             pooler_output=[],
+            kv_connector_output=self.device and self.device.run(self.scheduler, output),
         )
 
     def drain(self, most: int = 10_000) -> None:
@@ -232,6 +243,12 @@ class FakeEngine:
         request = self.scheduler.requests[self.submit(prompt, output)]
         self.drain()
         return list(request.output_token_ids)
+
+    def close(self) -> None:
+        """For engines that offload: they share memory and files."""
+        self.scheduler.shutdown()
+        if self.device is not None:
+            self.device.close()
 
     def abort(self, name: str) -> None:
         self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)

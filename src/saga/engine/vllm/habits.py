@@ -66,6 +66,11 @@ class Habits:
         if absence is not None:
             self._graph.observe_end(None, absence.steps)
 
+    def usual_gap_s(self) -> float | None:
+        """For how long sessions are away, in the median; None as long as none came back."""
+        usual = self._return_times.quantile(None, 0.5)
+        return None if usual is None else usual / _US
+
     def hold(self, tokens: int, return_s: float | None) -> tuple[int, float]:
         """For how long, in microseconds, a session's KV should stay, and its chance of reuse.
 

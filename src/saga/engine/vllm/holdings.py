@@ -118,6 +118,10 @@ class Holdings:
             assert owner is not None
             self._list(owner, count)
 
+    def holds(self, block: int) -> bool:
+        """Whether it is free and claimed."""
+        return bool(self._free[block])
+
     def use(self, block: int) -> None:
         """A claimed block that was free is used again."""
         self._free[block] = 0

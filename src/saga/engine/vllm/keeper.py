@@ -15,6 +15,7 @@ from saga.engine.vllm.events import Events
 from saga.engine.vllm.habits import Habits
 from saga.engine.vllm.hints import Hints
 from saga.engine.vllm.holdings import Holdings
+from saga.engine.vllm.host_tier import HostTier
 from saga.policies.tool_ttl import ToolTtl
 
 
@@ -58,6 +59,8 @@ class Keeper:
         )
         self.queue: FreeQueue
         """Set as soon as it is there: it needs the holdings."""
+        self.host: HostTier | None = None
+        """Set if there is one: it is told what is promised of sessions."""
         ttl = policies.retention
         self.habits = Habits(ttl if isinstance(ttl, ToolTtl) else None)
         self.num_sessions_evicted = 0
@@ -117,23 +120,29 @@ class Keeper:
 
     def retain(self, session: str, ttl_s: float, score: float | None) -> None:
         """It should stay for so long, counted from now; 0: it is only scored."""
+        now = self.clock.now_us()
+        until = now + int(ttl_s * 1e6)
         chain = self.holdings.chains.get(session)
         if chain is not None:
-            now = self.clock.now_us()
-            score = chain.p_reuse if score is None else score
-            self._retain(session, now + int(ttl_s * 1e6), score, now)
+            self._retain(session, until, chain.p_reuse if score is None else score, now)
+        elif self.host is not None:
+            self.host.retain(session, until, score)
 
     def extend(self, session: str, ttl_s: float) -> None:
         """Like ``retain`` with the score it has, but never ends earlier."""
+        now = self.clock.now_us()
+        until = now + int(ttl_s * 1e6)
         chain = self.holdings.chains.get(session)
         if chain is not None:
-            now = self.clock.now_us()
-            until = max(chain.until, now + int(ttl_s * 1e6))
-            self._retain(session, until, chain.p_reuse, now)
+            self._retain(session, max(chain.until, until), chain.p_reuse, now)
+        elif self.host is not None:
+            self.host.retain(session, max(self.host.promised(session), until), None)
 
     def release(self, session: str) -> None:
         """Nobody will ask for it again: its KV goes before all other."""
         self.habits.ended(session)
+        if self.host is not None:
+            self.host.release(session)
         if session in self.holdings.chains:
             loose = self.holdings.release(session, self.clock.now_us())
             self.queue.add_loose(loose, first=True)
@@ -165,6 +174,8 @@ class Keeper:
     def _retain(self, session: str, until: int, score: float, now: int) -> None:
         waiting = session in self._here
         self.holdings.retain(session, until, score, now, waiting=waiting)
+        if self.host is not None:
+            self.host.retain(session, until, score)
         self.events.note(wire.KV_RETAINED, session, self.resident(session))
 
     def _evicted(self, chain: Chain) -> None:

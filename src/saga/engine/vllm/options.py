@@ -14,6 +14,8 @@ VARIABLES: Final = {
     "preset": "SAGA_ENGINE_PRESET",
     "tenant_share": "SAGA_ENGINE_TENANT_SHARE",
     "events_endpoint": "SAGA_EVENTS_ENDPOINT",
+    "offload_min_gap_s": "SAGA_ENGINE_OFFLOAD_MIN_GAP_S",
+    "offload_min_pressure": "SAGA_ENGINE_OFFLOAD_MIN_PRESSURE",
 }
 
 
@@ -29,6 +31,10 @@ class PluginOptions:
     """The part of the KV memory that one of several tenants can have protected."""
     events_endpoint: str | None = None
     """Where events are published (ZMQ, ``tcp://*:5610`` or ``ipc://...``); None: nowhere."""
+    offload_min_gap_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Sessions that are back sooner are not copied to the host tier, unless engines share it."""
+    offload_min_pressure: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Nor are any while less of the device's blocks is used or claimed."""
 
 
 def read_options(environment: Mapping[str, str], additional: object) -> PluginOptions:

@@ -19,12 +19,14 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from saga import wire
 from saga.clock import Clock, MonotonicClock
 from saga.config import ConfigError, load_preset
 from saga.core.policy import Policies
 from saga.engine.publisher import KvPublisher
 from saga.engine.vllm.events import Events, rank_endpoint
 from saga.engine.vllm.hints import HintReader, Hints
+from saga.engine.vllm.host_tier import ALWAYS, HostTier, StoreRule
 from saga.engine.vllm.keeper import Context, Keeper
 from saga.engine.vllm.options import PluginOptions, read_options
 from saga.engine.vllm.queue import RetainingFreeQueue
@@ -64,13 +66,19 @@ class RetainingScheduler(Scheduler):
         self.keeper.queue = pool.free_block_queue = RetainingFreeQueue(
             pool.free_block_queue, pool.blocks, self.keeper.holdings, self.clock
         )
+        connector = getattr(self.connector, "connector_scheduler", None)
+        self._offload: Any = getattr(connector, "manager", None)
+        """Of the host tier; None if there is none."""
+        self.keeper.host = self._open_host_tier(policies, options)
 
     # ---- what vLLM does
 
     def add_request(self, request: Request) -> None:
         known = request.request_id in self.requests  # more input for a streaming request
-        super().add_request(request)
         hints = self._read_hints(request)
+        if self.keeper.host is not None and not known:
+            self.keeper.host.arrived(request.request_id, hints)
+        super().add_request(request)
         if hints.session is not None and not known:
             self._hints[request.request_id] = hints
             self.keeper.arrived(hints.session, request.num_prompt_tokens)
@@ -112,8 +120,13 @@ class RetainingScheduler(Scheduler):
         return True
 
     def preempt(self, request: Request) -> bool:
-        """It goes back behind all of its priority that wait. False if it does not run."""
-        if request.status != RequestStatus.RUNNING or request not in self.running:
+        """It goes back behind all of its priority that wait. False if it does not run.
+
+        Nor with a KV connector: one takes it amiss if a request that was preempted between two
+        steps reads its KV back in the very next one.
+        """
+        running = request.status == RequestStatus.RUNNING and request in self.running
+        if not running or self.connector is not None:
             return False
         self.running.remove(request)
         # It may run again in the next step, as after a reset of the prefix cache: what vLLM does
@@ -146,9 +159,41 @@ class RetainingScheduler(Scheduler):
             "kv_capacity_tokens": num_blocks // max(1, len(groups)) * block_size,
             "retained_tokens": kept["retained_blocks"] // max(1, len(groups)) * block_size,
             **kept,
+            **self._host_stats(),
         }
 
     # ---- inside
+
+    def _open_host_tier(self, policies: Policies, options: PluginOptions) -> HostTier | None:
+        """None unless KV is offloaded by one of the plugin's own specs."""
+        policy = getattr(self._offload, "session_policy", None)
+        if policy is None:
+            return None
+        rule = StoreRule(
+            min_gap_s=options.offload_min_gap_s, min_pressure=options.offload_min_pressure
+        )
+        tier = policy.tier = HostTier(
+            policy.cache_capacity,
+            policies.eviction,
+            ALWAYS if self._offload.shared else rule,
+            tenant_share=options.tenant_share,
+            clock=self.clock,
+            usual_gap_s=self.keeper.habits.usual_gap_s,
+            pressure=self._pressure,
+        )
+        return tier
+
+    def _pressure(self) -> float:
+        """The part of the blocks that is used, or free and claimed by sessions."""
+        pool = self.kv_cache_manager.block_pool
+        plain: int = pool.get_num_free_blocks() - self.keeper.holdings.num_held
+        return 1.0 - plain / len(pool.blocks)
+
+    def _host_stats(self) -> dict[str, Any]:
+        if self.keeper.host is None:
+            return {}
+        where = {wire.HOST_KV_TOKENS: self._offload.kv_tokens, wire.SHARED: self._offload.shared}
+        return where | self.keeper.host.stats()
 
     def _read_hints(self, request: Request) -> Hints:
         params = request.sampling_params
