@@ -37,7 +37,9 @@ HINT_SCORE: Final = "saga_score"
 HINT_RETURN: Final = "saga_return_s"
 """Seconds after which the session is expected back."""
 HINT_FINAL: Final = "saga_final"
-HINTS: Final = (HINT_SESSION, HINT_TTL, HINT_SCORE, HINT_RETURN, HINT_FINAL)
+HINT_PREFETCH: Final = "saga_prefetch"
+"""The session did not ask: its KV is made ready before it does."""
+HINTS: Final = (HINT_SESSION, HINT_TTL, HINT_SCORE, HINT_RETURN, HINT_FINAL, HINT_PREFETCH)
 
 EMULATE: Final = "saga_emulate"
 """Body field, or JSON text in ``vllm_xargs``, that tells an emulated engine what to answer:

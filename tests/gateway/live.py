@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -21,6 +21,8 @@ from saga.gateway.service import Gateway
 from saga.http.connection import Application
 
 MODEL = "test-model"
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -38,6 +40,16 @@ class Live:
     url: str
     gateway: Gateway
     engines: Sequence[EngineApp]
+    loop: asyncio.AbstractEventLoop
+    """The gateway's."""
+
+    def told(self, call: Callable[[Gateway], T]) -> T:
+        """What a call on the gateway gives, made in its own thread."""
+
+        async def made() -> T:
+            return call(self.gateway)
+
+        return asyncio.run_coroutine_threadsafe(made(), self.loop).result(10)
 
     def outcomes(self) -> dict[str, int]:
         """Requests by how they ended, all tenants together, as ``/metrics`` tells."""
@@ -83,11 +95,13 @@ def gateway(
             apps.append(app)
         flags = {"engines.urls": tuple(urls), "engines.scrape_s": 0.1, **(settings or {})}
         made: list[Gateway] = []
+        loops: list[asyncio.AbstractEventLoop] = []
 
         @asynccontextmanager
         async def begin() -> AsyncIterator[Application]:
             one = Gateway(load(None, {}, flags), observe=observe)
             made.append(one)
+            loops.append(asyncio.get_running_loop())
             await one.start()
             try:
                 yield App(one)
@@ -97,7 +111,7 @@ def gateway(
         port = stack.enter_context(serving(begin))
         up = len(apps)
         wait_until(lambda: sum(e.state == "up" for e in made[0].fleet.engines.values()) >= up)
-        yield Live(f"http://127.0.0.1:{port}", made[0], apps)
+        yield Live(f"http://127.0.0.1:{port}", made[0], apps, loops[0])
 
 
 async def fetch(

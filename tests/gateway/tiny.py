@@ -22,6 +22,8 @@ class Tiny:
     delay_s: float = 0.0
     reads_hints: bool = False
     sglang: bool = False
+    stats: dict[str, Any] = field(default_factory=dict)
+    """More figures of its control route, if it reads hints."""
     asked: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     """Headers, names in lower case, and body of each request to a model."""
 
@@ -30,7 +32,8 @@ class Tiny:
             owner = "sglang" if self.sglang else "tiny"
             return web.json_response({"data": [{"id": "tiny", "owned_by": owner}]})
         if request.path == f"{wire.CONTROL}/stats" and self.reads_hints:
-            return web.json_response({"kv_capacity_tokens": 100_000, "max_num_seqs": 8})
+            figures = {"kv_capacity_tokens": 100_000, "max_num_seqs": 8}
+            return web.json_response({**figures, **self.stats})
         if request.method != "POST" or request.path.startswith(wire.CONTROL):
             return web.Response(status=404)
         headers = {name.lower(): value for name, value in request.headers.items()}

@@ -43,10 +43,15 @@ class EngineAsks:
         return False
 
     def prefetch(self, engine: str, session: str) -> bool:
-        return False
+        return self._gateway.prefetches.begin(engine, session)
 
     def move(self, session: str, source: str, target: str) -> bool:
-        return False  # the KV is computed again where the session goes
+        """Where both read one tier there is nothing to send: the target finds the KV there. Else it
+        is computed again."""
+        engines = self._gateway.fleet.engines
+        infos = [engines[name].info for name in (source, target) if name in engines]
+        tiers = {None if info is None else info.shared_tier for info in infos}
+        return len(infos) == 2 and len(tiers) == 1 and None not in tiers
 
     def _post(self, name: str, op: str, what: dict[str, Any]) -> bool:
         engine = self._gateway.fleet.engines.get(name)

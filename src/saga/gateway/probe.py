@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from saga import wire
 from saga.gateway.kv_events import reachable
@@ -24,6 +25,11 @@ HINTS = "hints"
 METRICS = "metrics"
 KV_EVENTS = "kv_events"
 """It publishes what becomes of its KV, where the gateway can follow."""
+
+HOST_TIER = "host_tier"
+"""KV that its device has no room for is kept in its host's memory."""
+SHARED_TIER = "shared_tier"
+"""And where other engines can read it."""
 
 PROBE_TIMEOUTS = Timeouts(connect_s=5.0, first_byte_s=10.0, chunk_s=10.0, total_s=15.0)
 MAX_MODELS = 1_000
@@ -53,6 +59,10 @@ class EngineInfo:
     capabilities: frozenset[str]
     kv_event_endpoints: tuple[str, ...]
     """Where to connect to for its KV events, one for each of its publishers."""
+    host_kv_tokens: int | None
+    """Room in its host tier, of those that have one."""
+    shared_tier: str | None
+    """The same for all engines that read each other's KV."""
     notes: tuple[str, ...]
     """Everything it lacks, each in one sentence."""
 
@@ -88,6 +98,8 @@ class _Stats(msgspec.Struct):
     kv_capacity_tokens: int | None = None
     max_num_seqs: int | None = None
     events_endpoint: str | None = None
+    host_kv_tokens: int | None = None
+    shared_tier: Annotated[str, Meta(min_length=1, max_length=1_024)] | None = None
 
 
 class _KVEventSource(msgspec.Struct):
@@ -130,7 +142,15 @@ async def probe(
     sources = [*events, *_sglang_sources(server), told.events_endpoint]
     published = [endpoint for endpoint in sources if endpoint is not None]
     endpoints = [place for place in (reachable(one, url) for one in published) if place is not None]
-    found = {CONTROL: stats, HINTS: stats, METRICS: page, KV_EVENTS: endpoints or None}
+    host_tokens = _known(told.host_kv_tokens)
+    found = {
+        CONTROL: stats,
+        HINTS: stats,
+        METRICS: page,
+        KV_EVENTS: endpoints or None,
+        HOST_TIER: host_tokens,
+        SHARED_TIER: told.shared_tier,
+    }
     notes = {
         _NO_KEY: status in (401, 403),
         _NO_MODELS: not listed and status not in (401, 403),
@@ -149,6 +169,8 @@ async def probe(
         max_num_seqs=num_seqs,
         capabilities=frozenset(name for name, what in found.items() if what is not None),
         kv_event_endpoints=tuple(dict.fromkeys(endpoints))[:MAX_RANKS],
+        host_kv_tokens=host_tokens,
+        shared_tier=told.shared_tier,
         notes=tuple(note for note, applies in notes.items() if applies),
     )
 

@@ -93,6 +93,7 @@ class Relay:
         weight = gateway.tenant(call.tenant).weight
         self._session = gateway.sessions.enter(call.tenant, weight, call.identity)
         tool = self._session.tool
+        gateway.prefetches.arrived(self._session.id)
         self._live = self._arrive()
         self._arrived = self._host.scheduler.state.now
         try:
@@ -322,6 +323,7 @@ class Relay:
             gateway.identifier.answered(call.tenant, call.identity.session, usage.response_id)
         if usage.call_id is not None:
             gateway.identifier.called(call.tenant, call.identity, usage.call_id)
+        gateway.prefetches.answered(self._session, call)
         self._host.finish(self._live, usage.output_tokens or 0, usage.cached_tokens, usage.tool)
         if usage.prompt_tokens is not None:
             self.num_tokens = usage.prompt_tokens + (usage.output_tokens or 0)

@@ -17,7 +17,8 @@ from saga.gateway.keys import KeyRing, KeysError
 from saga.gateway.settings import Settings, SettingsError, load_settings
 
 RESTART_ONLY: Final = (
-    *("preset", "server.host", "server.port", "record.file", "sessions.max_sessions"),
+    *("preset", "server.host", "server.port", "record.file"),
+    *("sessions.max_sessions", "sessions.prefetch_mib"),
     *("engines.urls", "engines.file", "engines.dns", "engines.api_key", "engines.scrape_s"),
 )
 """What a running gateway does not change. (Engines come and go with the content of

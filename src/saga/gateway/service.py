@@ -29,6 +29,7 @@ from saga.gateway.kv_events import KvEvents
 from saga.gateway.limits import Limits
 from saga.gateway.live import LiveView
 from saga.gateway.metrics import Metrics
+from saga.gateway.prefetch import Prefetches
 from saga.gateway.probe import CONTROL, HINTS
 from saga.gateway.relay import Call
 from saga.gateway.reload import Loaded
@@ -73,6 +74,7 @@ class Gateway:
         self.upstream: Upstream
         self.fleet: Fleet
         self.asks = EngineAsks(self)
+        self.prefetches = Prefetches(self, self.settings.sessions.prefetch_mib << 20)
         self.journal = Journal()
         self._observe = observe
         self.host = Host(
@@ -80,7 +82,10 @@ class Gateway:
         )
         sessions = self.settings.sessions
         self.sessions = Sessions(
-            self.host, idle_us=int(sessions.idle_s * 1e6), max_sessions=sessions.max_sessions
+            self.host,
+            idle_us=int(sessions.idle_s * 1e6),
+            max_sessions=sessions.max_sessions,
+            closed=self.prefetches.closed,
         )
         self.identifier = self._identifier()
         self.limits = Limits(self.settings.tenants, self.host.now)
@@ -130,11 +135,12 @@ class Gateway:
         self.host.close()
         await self.upstream.close()
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs it in the background until it ends or the gateway stops."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _reap(self) -> None:
         while True:
@@ -259,7 +265,7 @@ class Gateway:
                 kv_capacity_tokens=settings.kv_capacity_tokens or told or DEFAULT_KV_TOKENS,
                 max_num_seqs=batch or settings.max_num_seqs,
                 retains=retains,
-                prefetches=False,
+                prefetches=self.prefetches.possible_at(engine),
             )
         )
 

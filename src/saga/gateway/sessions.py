@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from saga.core import events as ev
@@ -59,15 +60,26 @@ class _Home:
 
 
 class Sessions:
-    """What the host is told about workflows and sessions. Bounded by ``max_sessions``."""
+    """What the host is told about workflows and sessions. Bounded by ``max_sessions``.
 
-    def __init__(self, host: Host, *, idle_us: int, max_sessions: int) -> None:
+    ``closed`` is told of every session that is over.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        idle_us: int,
+        max_sessions: int,
+        closed: Callable[[str], None] = lambda session: None,
+    ) -> None:
         self.workflows: dict[str, LiveWorkflow] = {}
         self.sessions: dict[str, LiveSession] = {}
         self.declared: dict[str, float] = {}
         """Mean steps by scoped agent type, where a client declared its graph."""
         self.num_reaped = 0
         self._host = host
+        self._closed = closed
         self._idle_us = idle_us
         self._max_sessions = max_sessions
         self._idle: OrderedDict[str, LiveSession] = OrderedDict()
@@ -169,6 +181,7 @@ class Sessions:
         del self.sessions[session.id]
         del session.workflow.sessions[session.id]
         self._idle.pop(session.id, None)
+        self._closed(session.id)
 
     def declare(
         self,

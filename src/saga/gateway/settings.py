@@ -175,6 +175,9 @@ class SessionSettings(Section):
     """A session silent for this long is over, seconds."""
     max_sessions: Count = 100_000
     """Sessions remembered at once."""
+    prefetch_mib: Annotated[int, _Number, Field(ge=0)] = 0
+    """Room for what sessions last asked, MiB: it is asked again, for one token, to bring KV back
+    from a host tier shortly before a session returns. 0: nothing is kept."""
 
 
 class IdentitySettings(Section):

@@ -36,9 +36,7 @@ def make() -> Iterator[Make]:
         num_blocks: int = 64, slots: int = 256, *, saga: Any = EAGER, **more: Any
     ) -> FakeEngine:
         offload = {**HOST, "cpu_bytes_to_use": slots * SLOT_BYTES, **more.pop("offload", {})}
-        engines.append(
-            FakeEngine(num_blocks, offload=offload, additional={"saga": saga}, **more)
-        )
+        engines.append(FakeEngine(num_blocks, offload=offload, additional={"saga": saga}, **more))
         return engines[-1]
 
     yield build
@@ -168,6 +166,23 @@ def test_a_context_of_which_only_the_tail_was_read_back_is_kept_whole(make: Make
     assert copied(engine, "t/a") == (30 * BLOCK + 3 + len(ANSWER)) // BLOCK
 
 
+def test_kv_is_brought_back_before_its_session_returns(make: Make) -> None:
+    engine = make(96)
+    context = tokens("a", 20 * BLOCK + 3)
+    engine.run(context, session="t/a", ttl_s=1)
+    engine.clock.sleep(10)
+    crowd_out(engine)
+    away = engine.scheduler.keeper.habits.usual_gap_s()
+    assert engine.run(context, session="t/a", prefetch=1, ttl_s=5, return_s=0) == 20 * BLOCK
+    assert engine.scheduler.keeper.habits.usual_gap_s() == away, "it did not return"
+    engine.traffic(70, 1)
+    assert engine.resident("t/a") == 20 * BLOCK
+    engine.clock.sleep(4)
+    assert engine.scheduler.keeper.stats()["num_sessions_retained"] == 1
+    engine.run(context + ANSWER, session="t/a")
+    assert engine.scheduler.keeper.habits.usual_gap_s() == 14
+
+
 def test_a_reset_forgets_the_copies(make: Make) -> None:
     engine = make()
     engine.run(tokens("a", 20 * BLOCK + 3), session="t/a", ttl_s=60)
@@ -190,7 +205,8 @@ def test_whatever_happens_requests_read_their_own_tokens(
     """With shared prefixes, preemptions, aborts and a tier that is too small for all."""
     chance = Random(seed)
     engine = make(80, slots=60, offload={"blocks_per_chunk": per_chunk}, policy="priority")
-    prompts = {f"t/{n}": tokens(f"prefix {n % 3}", 4 * BLOCK) + tokens(f"{n}", 50) for n in range(9)}
+    heads = [tokens(f"prefix {number}", 4 * BLOCK) for number in range(3)]
+    prompts = {f"t/{n}": heads[n % 3] + tokens(f"{n}", 50) for n in range(9)}
     policy = engine.scheduler.connector.connector_scheduler.manager.session_policy
     for _ in range(120):
         session = chance.choice(list(prompts))

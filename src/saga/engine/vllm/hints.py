@@ -29,6 +29,8 @@ class Hints:
     """When the session is expected back, after the end of the step."""
     final: bool = False
     """Nobody will come back."""
+    prefetch: bool = False
+    """The session did not ask: its KV is made ready before it does."""
 
 
 NONE: Final = Hints()
@@ -61,6 +63,10 @@ def chance(value: Any) -> float | None:
     return None if result is None else max(0.0, min(1.0, result))
 
 
+def _said(extra: Mapping[str, Any], name: str) -> bool:
+    return extra.get(name) in (True, 1, "1", "true")
+
+
 class HintReader:
     """Reads hints, forgives what is wrong with them, and says so once."""
 
@@ -78,7 +84,8 @@ class HintReader:
             ttl_s=ttl_s,
             score=self._value(extra, wire.HINT_SCORE, chance),
             return_s=self._value(extra, wire.HINT_RETURN, duration),
-            final=ttl_s == 0 or extra.get(wire.HINT_FINAL) in (True, 1, "1", "true"),
+            final=ttl_s == 0 or _said(extra, wire.HINT_FINAL),
+            prefetch=_said(extra, wire.HINT_PREFETCH),
         )
 
     def _value(self, extra: Mapping[str, Any], name: str, read: Any) -> Any:

@@ -69,8 +69,10 @@ class Keeper:
 
     # ---- requests
 
-    def arrived(self, session: str, prompt_tokens: int) -> None:
+    def arrived(self, session: str, hints: Hints, prompt_tokens: int) -> None:
         """A request is here: until it has run, what its session left behind stays."""
+        if hints.prefetch:  # its session is still away
+            return
         now = self.clock.now_us()
         self.habits.arrived(session, prompt_tokens, now)
         self._here[session] = self._here.get(session, 0) + 1
@@ -81,7 +83,8 @@ class Keeper:
     def finished(self, session: str, hints: Hints, context: Context) -> None:
         """A request ended, one way or another; its blocks are freed after this."""
         now = self.clock.now_us()
-        self._leave(session, context.tokens, now)
+        if not hints.prefetch:
+            self._leave(session, context.tokens, now)
         if hints.final:
             self.queue.go_first(context.own)
             self.release(session)
@@ -92,11 +95,14 @@ class Keeper:
                 self.holdings.protect(chain, session in self._here, now)
             return
         self.queue.add_loose(self.holdings.claim(session, context.blocks, context.ends, now))
+        self.events.note(wire.KV_STORED, session, self.resident(session))
+        if hints.prefetch:  # what was promised before holds
+            self.extend(session, hints.ttl_s or 0.0)
+            return
         if hints.ttl_s is None:
             ttl_us, score = self.habits.hold(context.tokens, hints.return_s)
         else:
             ttl_us, score = int(hints.ttl_s * 1e6), DEFAULT_REUSE
-        self.events.note(wire.KV_STORED, session, self.resident(session))
         self._retain(session, now + ttl_us, score if hints.score is None else hints.score, now)
 
     def _leave(self, session: str, tokens: int, now: int) -> None:

@@ -81,7 +81,7 @@ class RetainingScheduler(Scheduler):
         super().add_request(request)
         if hints.session is not None and not known:
             self._hints[request.request_id] = hints
-            self.keeper.arrived(hints.session, request.num_prompt_tokens)
+            self.keeper.arrived(hints.session, hints, request.num_prompt_tokens)
 
     def _free_blocks(self, request: Request) -> None:
         hints = self._hints.pop(request.request_id, None)
