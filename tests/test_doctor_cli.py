@@ -92,7 +92,7 @@ def test_an_emulated_engine_can_be_used(doctor: Doctor, tmp_path: Path) -> None:
     assert (one["usable"], one["url"], one["kind"], one["problem"]) == (True, url, "vllm", None)
     answers = {finding["what"]: finding["answer"] for finding in one["findings"]}
     lacks = {what for what, answer in answers.items() if answer != "yes"}
-    assert lacks == {"batch size", "priority scheduling"}
+    assert lacks == {"batch size", "host tier", "shared tier", "priority scheduling"}
     assert one["figures"]["num_requests_running"] == 0
     for what, answer in answers.items():
         assert f"\n  {answer:<{INDENT - 2}}{what}" in said.out

@@ -74,6 +74,8 @@ def test_a_plain_vllm(plain: Vllm, tmp_path: Path) -> None:
         "KV events": "no",
         "SAGA plugin": "no",
         "hints in requests": "no",
+        "host tier": "no",
+        "shared tier": "no",
         "priority scheduling": "unknown",
     }
     assert fixes(one)["prefix cache"] == "--enable-prefix-caching"

@@ -30,6 +30,7 @@ vllm:prefix_cache_hits_total 1
 vllm:prefix_cache_queries_total 2
 vllm:cache_config_info{block_size="32",enable_prefix_caching="CACHING",num_gpu_blocks="400"} 1.0
 """
+TIERS = {"host_kv_tokens": 6_400, "shared_tier": "folder/model/seed"}
 
 
 @dataclass
@@ -44,6 +45,8 @@ class Vllm:
     tells_usage: bool = True
     has_plugin: bool = True
     reads_hints: bool = True
+    tiers: dict[str, Any] = field(default_factory=lambda: dict(TIERS))
+    """What the plugin tells of them."""
     names_sessions: bool = True
     deaf: int = 0
     """Requests whose events are lost."""
@@ -82,7 +85,8 @@ class Vllm:
             return self.answer(headers["x-session-id"], body)
         if path.startswith("/v1/saga/") and self.has_plugin:
             if "session" not in body:
-                return web.json_response({"max_num_seqs": 16, "retained_tokens": 7, "up": True})
+                figures = {"max_num_seqs": 16, "retained_tokens": 7, "up": True}
+                return web.json_response({**figures, **self.tiers})
             return web.Response(status=200 if body["session"] in self.sessions else 404)
         return web.Response(status=404)
 

@@ -14,6 +14,7 @@ from tests.gateway.patient import (
     CHAT,
     COMPLETIONS,
     METRICS,
+    TIERS,
     Vllm,
     answers,
     diagnosed,
@@ -46,11 +47,15 @@ def test_an_engine_with_everything() -> None:
         "session id in KV events": "yes",
         "SAGA plugin": "yes",
         "hints in requests": "yes",
+        "host tier": "yes",
+        "shared tier": "yes",
         "priority scheduling": "unknown",
     }
     assert {finding.fix for finding in found.findings} == {None}
-    assert found.figures == {"max_num_seqs": 16, "retained_tokens": 7, "up": True}
-    assert of(found, "SAGA plugin").found == "max_num_seqs 16, retained_tokens 7"
+    assert found.figures == {"max_num_seqs": 16, "retained_tokens": 7, "up": True, **TIERS}
+    assert of(found, "SAGA plugin").found.startswith("max_num_seqs 16, retained_tokens 7")
+    assert of(found, "host tier").found == "6,400 tokens"
+    assert of(found, "shared tier").found == TIERS["shared_tier"]
     assert of(found, "KV memory").found == "12,800 tokens in blocks of 32"
     assert of(found, "prefix cache").found == "the same prompt again: 64 tokens cached"
 
@@ -74,9 +79,11 @@ def test_an_engine_with_everything() -> None:
         ({"names_sessions": False}, {"session id in KV events"}, "vLLM 0.32 or newer"),
         (
             {"has_plugin": False},
-            {"batch size", "SAGA plugin", "hints in requests"},
+            {"batch size", "SAGA plugin", "hints in requests", "host tier", "shared tier"},
             "--scheduler-cls",
         ),
+        ({"tiers": {}}, {"host tier", "shared tier"}, "HostTierSpec"),
+        ({"tiers": {"host_kv_tokens": 64}}, {"shared tier"}, "SharedTierSpec"),
         ({"deaf": 9}, {"KV events"}, "let SAGA's machine connect to tcp://127.0.0.1:"),
     ],
 )
@@ -215,7 +222,7 @@ def test_any_other_server_can_be_used_and_lacks_much() -> None:
     found = diagnosed(Vllm(owner="me", metrics="", has_plugin=False, tells_cached=False))
     assert (found.problem, found.kind) == (None, "openai")
     lacks = {what for what, answer in answers(found).items() if answer == "no"}
-    assert len(lacks) == 7
+    assert len(lacks) == 9
     memory = of(found, "KV memory")
     assert memory.fix == "set engines.kv_capacity_tokens"
     assert f"{DEFAULT_KV_TOKENS:,}" in memory.means

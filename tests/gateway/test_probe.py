@@ -133,6 +133,26 @@ def test_vllm_with_the_plugin_knows_better() -> None:
     assert info.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("told", "known"),
+    [
+        ({"host_kv_tokens": 6_400, "shared_tier": "a"}, (6_400, "a")),
+        ({"host_kv_tokens": 6_400, "shared_tier": None}, (6_400, None)),
+        ({"host_kv_tokens": 0}, (None, None)),
+        ({}, (None, None)),
+    ],
+)
+def test_tiers_behind_the_device(
+    told: dict[str, Any], known: tuple[int | None, str | None]
+) -> None:
+    stats = "/v1/saga/stats"
+    info = probed(answering({**VLLM, stats: {**PLUGIN[stats], **told}}))
+    assert (info.host_kv_tokens, info.shared_tier) == known
+    assert "host_tier" in info.capabilities or known[0] is None
+    assert "shared_tier" in info.capabilities or known[1] is None
+    assert len(info.capabilities) == 4 + len([what for what in known if what is not None])
+
+
 @pytest.mark.parametrize("path", ["/get_server_info", "/server_info"])
 def test_sglang_under_both_names_of_its_information(path: str) -> None:
     routes = {**SGLANG, path: SGLANG["/get_server_info"]}

@@ -113,6 +113,17 @@ HINTED: Final = _Topic(
     "Each request tells its session, and when that is usually back (vllm_xargs).",
     "Without them the engine knows neither when a session returns nor that it is over.",
 )
+HOSTED: Final = _Topic(
+    "host tier",
+    "KV of idle sessions is copied to host memory, and brought back before they return where "
+    "sessions.prefetch_mib is set.",
+    "Without it KV that was evicted is computed again.",
+)
+SHARED: Final = _Topic(
+    "shared tier",
+    "A session that moves finds its KV at each engine that has the same one.",
+    "Without it KV is computed again where a session moves to.",
+)
 PRIORITIES: Final = _Topic(
     "priority scheduling",
     "",
@@ -128,6 +139,8 @@ FIXES: Final[Mapping[EngineKind, Mapping[_Topic, str]]] = {
         METRICS: "leave out --disable-log-stats",
         EVENTS: _KV_EVENTS,
         NAMES: "vLLM 0.32 or newer",
+        HOSTED: "--kv-transfer-config with HostTierSpec of saga.engine.vllm.offload",
+        SHARED: "--kv-transfer-config with SharedTierSpec and a folder that engines share",
         PLUGIN: "VLLM_PLUGINS=saga,saga_endpoint and --scheduler-cls saga.engine.vllm.Scheduler",
     },
     "sglang": {
@@ -155,6 +168,8 @@ def findings(seen: Seen) -> tuple[Finding, ...]:
         finding(kind, METRICS, *_metrics(seen.missing_metrics)),
         *_events(seen),
         *_plugin(seen),
+        finding(kind, HOSTED, info.host_kv_tokens is not None, _count(info.host_kv_tokens)),
+        finding(kind, SHARED, info.shared_tier is not None, info.shared_tier or ""),
         finding(kind, PRIORITIES, None),
     ]
     return tuple(made)
@@ -179,9 +194,11 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 
 def _tokens(seen: Seen) -> str:
     tokens, size = seen.info.kv_capacity_tokens, seen.block_size
-    if tokens is None:
-        return ""
-    return f"{tokens:,} tokens" + (f" in blocks of {size}" if size else "")
+    return _count(tokens) + (f" in blocks of {size}" if tokens is not None and size else "")
+
+
+def _count(tokens: int | None) -> str:
+    return "" if tokens is None else f"{tokens:,} tokens"
 
 
 def _requests(number: int | None) -> str:
