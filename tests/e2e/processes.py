@@ -109,7 +109,7 @@ def start_vllm(
     model: Path, log: Path, *more: str, environment: Mapping[str, str] | None = None
 ) -> Vllm:
     """Starts a server and does not wait for it."""
-    port = _free_port()
+    port = free_port()
     options = [str(word) for option in OPTIONS.items() for word in option]
     module = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command = [*module, "--model", str(model), "--port", str(port), *options, *SWITCHES, *more]
@@ -122,7 +122,7 @@ def kv_events() -> tuple[str, str]:
     events = {
         "enable_kv_cache_events": True,
         "publisher": "zmq",
-        "endpoint": f"tcp://*:{_free_port()}",
+        "endpoint": f"tcp://*:{free_port()}",
     }
     return "--kv-events-config", json.dumps(events)
 
@@ -156,12 +156,15 @@ def revive(servers: Sequence[Vllm]) -> None:
 
 
 @contextmanager
-def gateway(*, engines: Sequence[Vllm], log: Path, preset: str = "saga") -> Iterator[Server]:
-    """``saga serve`` in front of engines; ready when it knows all of them."""
+def gateway(
+    *, engines: Sequence[Vllm], log: Path, preset: str = "saga", **settings: str
+) -> Iterator[Server]:
+    """``saga serve`` in front of engines; ready when it knows all of them. Settings as variables
+    name them."""
     urls = [word for engine in engines for word in ("--engine", engine.url)]
     command = [sys.executable, "-m", "saga.cli", "serve", "--port", "0", "--preset", preset]
     command += urls
-    server = Server(_start(command, log, SETTINGS), log, command)
+    server = Server(_start(command, log, SETTINGS | settings), log, command)
 
     def announced() -> bool:
         found = re.search(r"SAGA gateway on (\S+) ", server.said())
@@ -209,7 +212,7 @@ def _start(
         )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port: int = held.getsockname()[1]

@@ -45,6 +45,10 @@ class Device:
         connector.clear_connector_metadata()
         return done
 
+    @property
+    def spec(self) -> Any:
+        return self._connector.connector_worker.spec
+
     def close(self) -> None:
         self._connector.shutdown()
 

@@ -54,6 +54,11 @@ def test_no_time_is_the_end_too() -> None:
     assert not read({wire.HINT_FINAL: 0, wire.HINT_TTL: 1}).final
 
 
+def test_a_session_that_did_not_ask() -> None:
+    assert read({wire.HINT_PREFETCH: 1}) == Hints(prefetch=True)
+    assert not read({wire.HINT_PREFETCH: 0}).prefetch
+
+
 def test_what_is_too_much_is_cut() -> None:
     hints = read({wire.HINT_TTL: 1e300, wire.HINT_RETURN: 1e9, wire.HINT_SCORE: 10})
     assert (hints.ttl_s, hints.return_s, hints.score) == (MAX_TTL_S, MAX_TTL_S, 1.0)
