@@ -17,7 +17,7 @@ from tests.gateway.tiny import Tiny, tiny
 from tests.serving import wait_until
 
 from saga import wire
-from saga.gateway.prefetch import Asked, LastRequests, shortened
+from saga.gateway.prefetch import ENTRY_BYTES, Asked, LastRequests, shortened
 
 MINE = {wire.SESSION_HEADER: "s"}
 HOST = {"host_kv_tokens": 50_000}
@@ -165,7 +165,11 @@ BODIES = st.binary(max_size=300)
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), BODIES | st.none()), max_size=60))
 def test_what_is_remembered_is_bounded_and_the_newest(steps: list[tuple[str, Any]]) -> None:
-    last, model = LastRequests(1_000), dict[str, bytes]()
+    last, model = LastRequests(3_000), dict[str, bytes]()
+
+    def size() -> int:
+        return sum(len(body) + ENTRY_BYTES for body in model.values())
+
     for name, body in steps:
         model.pop(name, None)
         if body is None:
@@ -173,9 +177,9 @@ def test_what_is_remembered_is_bounded_and_the_newest(steps: list[tuple[str, Any
         else:
             last.put(name, Asked("chat", CHAT, body))
             model[name] = body
-        while sum(map(len, model.values())) > 1_000:
+        while size() > 3_000:
             del model[next(iter(model))]
-        assert last.num_bytes == sum(map(len, model.values()))
+        assert last.num_bytes == size()
         assert len(last) == len(model)
         for key, kept in model.items():
             found = last.get(key)
@@ -184,8 +188,8 @@ def test_what_is_remembered_is_bounded_and_the_newest(steps: list[tuple[str, Any
 
 
 def test_a_body_larger_than_all_room_is_not_kept() -> None:
-    last = LastRequests(10)
-    last.put("a", Asked("chat", CHAT, b"x" * 11))
+    last = LastRequests(ENTRY_BYTES)
+    last.put("a", Asked("chat", CHAT, b"x"))
     assert (len(last), last.num_bytes) == (0, 0)
 
 

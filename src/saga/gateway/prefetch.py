@@ -31,6 +31,9 @@ MAX_ANSWER_BYTES: Final = 1 << 20
 SHORTEST_TTL_S: Final = 5.0
 """For how long KV that was brought back stays at least."""
 
+ENTRY_BYTES: Final = 1_024
+"""What an entry takes beside the body, generously."""
+
 LIMITS: Final = {"responses": "max_output_tokens"}
 """How the APIs call the number of tokens of an answer, where it is not ``max_tokens``."""
 OMITTED: Final = frozenset(
@@ -66,7 +69,7 @@ class LastRequests:
     def put(self, session: str, asked: Asked) -> None:
         self.drop(session)
         self._asked[session] = asked
-        self.num_bytes += len(asked.body)
+        self.num_bytes += _size(asked)
         while self.num_bytes > self._max_bytes:
             self.drop(next(iter(self._asked)))
 
@@ -76,7 +79,11 @@ class LastRequests:
     def drop(self, session: str) -> None:
         asked = self._asked.pop(session, None)
         if asked is not None:
-            self.num_bytes -= len(asked.body)
+            self.num_bytes -= _size(asked)
+
+
+def _size(asked: Asked) -> int:
+    return len(asked.body) + ENTRY_BYTES
 
 
 class Prefetches:

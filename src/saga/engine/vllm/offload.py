@@ -24,16 +24,22 @@ from vllm.v1.kv_offload.base import (
     ReqContext,
 )
 from vllm.v1.kv_offload.config import OffloadingConfig
-from vllm.v1.kv_offload.cpu.policies.base import CachePolicy, ChunkStatus
+from vllm.v1.kv_offload.cpu.policies.base import CachePolicy
 from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
 from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 
 from saga.clock import MonotonicClock
+from saga.config import ConfigError
 from saga.engine.vllm.folder import folder_id
 from saga.engine.vllm.host_tier import ALWAYS, HostTier
 from saga.engine.vllm.memcpy import MemcpyWorker
 from saga.policies.lru import Lru
+
+try:
+    from vllm.v1.kv_offload.cpu.policies.base import ChunkStatus
+except ImportError as error:
+    raise ConfigError("the host tier needs vLLM 0.32 or later") from error
 
 
 class SessionCachePolicy(CachePolicy):
