@@ -155,6 +155,11 @@ def test_an_error_is_counted() -> None:
         engine.status = 500
         assert prefetch(live)
         wait_until(lambda: live.gateway.prefetches.num_failed == 1)
+        page = asyncio.run(fetch(f"{live.url}/metrics"))[1]
+        assert b"\nsaga_prefetches_failed_total 1.0\n" in page
+        assert (
+            f"\nsaga_prefetch_bytes {live.gateway.prefetches.last.num_bytes}.0\n".encode() in page
+        )
         assert next(iter(live.gateway.fleet.engines.values())).state == "up"
 
     prefetching(engine, script)

@@ -159,6 +159,9 @@ class _Now:
         yield _counter(
             "saga_sessions_reaped", "Closed because they stayed away", gateway.sessions.num_reaped
         )
+        prefetches = gateway.prefetches
+        yield _gauge("saga_prefetch_bytes", "Remembered requests", prefetches.last.num_bytes)
+        yield _counter("saga_prefetches_failed", "That engines refused", prefetches.num_failed)
         actions = CounterMetricFamily(
             "saga_actions", "Asked of engines", labels=["action", "supported"]
         )
