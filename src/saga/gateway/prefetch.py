@@ -107,8 +107,9 @@ class Prefetches:
     # ---- what sessions do
 
     def answered(self, session: LiveSession, call: Call) -> None:
-        """An engine has answered a request of a session that will ask more."""
-        if self._on and not session.ends:
+        """An engine has answered a request; only of a session that goes on it is remembered."""
+        goes_on = self._gateway.sessions.sessions.get(session.id) is session and not session.ends
+        if self._on and goes_on:
             path = call.path.partition("?")[0]
             self.last.put(session.id, Asked(call.api, path, call.body))
 
