@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,28 @@ class SessionManager:
         self._manager = manager
         self.kv_tokens = kv_tokens
         """What host memory has room for."""
-        self.shared = _shared(getattr(manager, "secondary_tiers", ()))
-        """Names what other engines can read of it; None: nothing."""
+        tiers = getattr(manager, "secondary_tiers", ())
+        self._folder = next((tier for tier in tiers if tier.tier_type == "fs"), None)
         self.session_policy: SessionCachePolicy = getattr(manager, "primary_tier", manager)._policy
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._manager, name)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other engines can read what is stored."""
+        return self._folder is not None
+
+    @cached_property
+    def shared(self) -> str | None:
+        """The same for all engines that can read each other's copies: a folder, and what names the
+        files there (the model, the layout of its KV, the seed of the hashes, which vLLM draws only
+        when the scheduler is made). None if there is no folder."""
+        if self._folder is None:
+            return None
+        base = Path(self._folder.file_mapper.base_path)
+        seed = hashlib.sha256(kv_cache_utils.NONE_HASH).hexdigest()[:12]
+        return f"{folder_id(base.parent)}/{base.name}/{seed}"
 
     def prepare_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext
@@ -198,14 +215,3 @@ class SharedTierSpec(HostTierSpec, TieringOffloadingSpec):
             kv_bytes_per_chunk=self.kv_bytes_per_chunk,
             cpu_page_size=self.cpu_page_size_per_worker,
         )
-
-
-def _shared(tiers: Iterable[Any]) -> str | None:
-    """The same for all engines that can read each other's copies: a folder, and what names files
-    there (the model, the layout of its KV, the seed of the hashes)."""
-    for tier in tiers:
-        if tier.tier_type == "fs":
-            base = Path(tier.file_mapper.base_path)
-            seed = hashlib.sha256(kv_cache_utils.NONE_HASH).hexdigest()[:12]
-            return f"{folder_id(base.parent)}/{base.name}/{seed}"
-    return None

@@ -175,7 +175,7 @@ class RetainingScheduler(Scheduler):
         tier = policy.tier = HostTier(
             policy.cache_capacity,
             policies.eviction,
-            ALWAYS if self._offload.shared else rule,
+            ALWAYS if self._offload.is_shared else rule,
             tenant_share=options.tenant_share,
             clock=self.clock,
             usual_gap_s=self.keeper.habits.usual_gap_s,
