@@ -312,6 +312,22 @@ def test_a_preempted_request_finds_its_session_again_when_it_resumes(make: Make)
     assert engine.resident("t/a") // BLOCK == (20 * BLOCK + 40 + 99) // BLOCK
 
 
+def test_what_a_preempted_request_has_computed_stays_before_the_kv_of_others(make: Make) -> None:
+    """Its session had nothing here before; another one has, and that is not retained."""
+    engine = make(64)
+    engine.run(tokens("b", 20 * BLOCK), session="t/b", ttl_s=0)
+    name = engine.submit(tokens("a", 20 * BLOCK), 100, session="t/a", ttl_s=60)
+    engine.step()
+    engine.step()
+    engine.submit(tokens("big", 45 * BLOCK - 8), 2)  # 23 blocks hold nothing
+    assert engine.scheduler.preempt(engine.scheduler.requests[name])
+    engine.step()
+    assert engine.resident("t/b") == 0
+    assert engine.resident("t/a") == (20 - 2) * BLOCK
+    engine.drain()
+    assert engine.resident("t/a") // BLOCK == (20 * BLOCK + 99) // BLOCK
+
+
 def test_a_reset_of_the_prefix_cache_forgets_all_sessions(make: Make) -> None:
     engine = make(64)
     engine.run(tokens("a", 20 * BLOCK), session="t/a", ttl_s=60)

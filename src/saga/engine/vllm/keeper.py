@@ -29,7 +29,7 @@ class FreeQueue(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """The KV of a request that has finished."""
+    """The KV of a request that gives it up."""
 
     blocks: Sequence[int]
     """From its head to its tail, full ones only."""
@@ -104,6 +104,14 @@ class Keeper:
         else:
             ttl_us, score = int(hints.ttl_s * 1e6), DEFAULT_REUSE
         self._retain(session, now + ttl_us, score if hints.score is None else hints.score, now)
+
+    def preempted(self, session: str, context: Context) -> None:
+        """A request has to wait again; its blocks are freed after this, and stay until it has run
+        as if its session had left them."""
+        if context.blocks:
+            now = self.clock.now_us()
+            self.queue.add_loose(self.holdings.claim(session, context.blocks, context.ends, now))
+            self.holdings.protect(self.holdings.chains[session], True, now)
 
     def _leave(self, session: str, tokens: int, now: int) -> None:
         left = self._here.get(session, 1) - 1

@@ -89,6 +89,12 @@ class RetainingScheduler(Scheduler):
             self.keeper.finished(hints.session, hints, self._context(request, hints.final))
         super()._free_blocks(request)
 
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        hints = self._hints.get(request.request_id)
+        if hints is not None and hints.session is not None and not hints.prefetch:
+            self.keeper.preempted(hints.session, self._context(request, False))
+        super()._preempt_request(request, *args, **kwargs)
+
     def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super().update_from_output(*args, **kwargs)
         self.keeper.events.flush()
