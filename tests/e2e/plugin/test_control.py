@@ -161,6 +161,7 @@ def test_figures(engine: FakeEngine) -> None:
         "kv_capacity_tokens": 63 * BLOCK,
         "retained_tokens": 40 * BLOCK,
         "num_sessions": 2,
+        "num_prefixes": 0,
         "num_sessions_retained": 2,
         "num_sessions_evicted": 0,
         "session_blocks": 40,

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from tests.e2e.plugin.engine import BLOCK, STOCK, FakeEngine, tokens
 
+from saga.engine.vllm.prefixes import is_prefix
+
 Make = Callable[..., FakeEngine]
 
 RANK_BY_SCORE = {"preset": "saga+eviction.alpha=0+eviction.gamma=0"}
@@ -284,6 +286,53 @@ def test_sessions_without_hints_are_kept_as_long_as_sessions_usually_are_away(ma
     assert engine.resident("t/a") == 20 * BLOCK
     engine.clock.sleep(0.2)
     assert engine.scheduler.keeper.stats()["num_sessions_retained"] == 0
+
+
+# ---- without a session, beside sessions
+
+
+def chat(engine: FakeEngine, number: int, blocks: int = 6) -> int:
+    """A request of a chat, which begins like all of them; its cached tokens."""
+    return engine.run(tokens("system", blocks * BLOCK) + tokens(f"chat {number}", 5 * BLOCK))
+
+
+def sessions(engine: FakeEngine, numbers: range) -> None:
+    """More of them than there is room for, all of which will be back."""
+    for number in numbers:
+        engine.run(tokens(f"s{number}", 12 * BLOCK), session=f"t/{number}", ttl_s=600)
+
+
+def test_what_chats_have_in_common_stays_beside_sessions_that_fill_the_memory(make: Make) -> None:
+    engine = make(64)
+    sessions(engine, range(3))
+    assert [chat(engine, number) for number in range(2)] == [0, 6 * BLOCK]
+    for number in range(2, 8):
+        sessions(engine, range(10 * number, 10 * number + 3))
+        assert chat(engine, number) == 6 * BLOCK
+    stats = engine.scheduler.keeper.stats()
+    assert stats["num_prefixes"] == 1
+
+
+def test_only_what_they_have_in_common_is_claimed(make: Make) -> None:
+    engine = make(128)
+    sessions(engine, range(1))
+    first = tokens("system", 6 * BLOCK) + tokens("one", 10 * BLOCK)
+    for prompt in (first, first, tokens("system", 6 * BLOCK) + tokens("two", 10 * BLOCK)):
+        engine.run(prompt)
+    chains = engine.scheduler.keeper.holdings.chains
+    [prefix] = [chain for name, chain in chains.items() if is_prefix(name)]
+    assert len(prefix.blocks) == 6
+
+
+def test_a_beginning_that_nobody_repeats_any_more_goes_like_all_else(make: Make) -> None:
+    engine = make(64)
+    sessions(engine, range(1))
+    for number in range(3):
+        chat(engine, number)
+        engine.clock.sleep(2)
+    engine.clock.sleep(10)  # more than three times the usual gap
+    sessions(engine, range(1, 8))
+    assert chat(engine, 3) == 0
 
 
 # ---- the rest of the scheduler

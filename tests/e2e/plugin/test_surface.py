@@ -28,7 +28,7 @@ METHODS: dict[str, dict[str, list[str]]] = {
         "add_request": ["request"],
         "_free_blocks": ["request"],
         "_preempt_request": ["request", "timestamp"],
-        "update_from_output": [],
+        "update_from_output": ["scheduler_output"],
         "reset_prefix_cache": [],
         "shutdown": [],
         "get_request_counts": [],
@@ -139,6 +139,8 @@ ATTRIBUTES: dict[str, list[str]] = {
         "kv_cache_manager.block_pool.free_block_queue.fake_free_list_tail",
         "kv_cache_manager.coordinator.single_type_managers",
     ],
+    "output": ["scheduled_new_reqs"],
+    "new": ["req_id", "num_computed_tokens"],
     "manager": ["block_size"],
     "group": ["kv_cache_spec.block_size"],
     "block": ["block_id", "block_hash", "ref_cnt", "is_null"],
@@ -189,11 +191,18 @@ def test_a_method_is_there_and_takes_what_it_is_given(path: str, method: str) ->
 @pytest.fixture(scope="module")
 def objects() -> dict[str, Any]:
     engine = FakeEngine(64)
+    engine.submit(tokens("b", 3 * BLOCK), 5, session="t/b")
+    scheduler = engine.scheduler
+    output = scheduler.schedule()
+    [new] = output.scheduled_new_reqs
+    engine = FakeEngine(64)
     engine.submit(tokens("a", 3 * BLOCK), 5, session="t/a")
     engine.step()
     scheduler = engine.scheduler
     return {
         "scheduler": scheduler,
+        "output": output,
+        "new": new,
         "manager": scheduler.kv_cache_manager.coordinator.single_type_managers[0],
         "group": scheduler.kv_cache_config.kv_cache_groups[0],
         "block": engine.pool.blocks[0],

@@ -66,7 +66,7 @@ class Holdings:
         if chain is None:
             chain = Chain(name=session, session=session, tokens=0, last_access=now)
             self.quotas.add(chain)
-        loose = self._cut(chain, _common(chain.blocks, blocks))
+        loose = self._cut(chain, num_common(chain.blocks, blocks))
         new = blocks[len(chain.blocks) :]
         for block in new:
             if self.owners[block] is None:
@@ -260,7 +260,7 @@ class Holdings:
             self.index.discard(chain)
 
 
-def _common(old: Sequence[int], new: Sequence[int]) -> int:
+def num_common(old: Sequence[int], new: Sequence[int]) -> int:
     """How many leading blocks are the same."""
     for number, (one, other) in enumerate(zip(old, new, strict=False)):
         if one != other:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,8 +15,9 @@ from saga.engine.vllm.chain import Chain
 from saga.engine.vllm.events import Events
 from saga.engine.vllm.habits import Habits
 from saga.engine.vllm.hints import Hints
-from saga.engine.vllm.holdings import Holdings
+from saga.engine.vllm.holdings import Holdings, num_common
 from saga.engine.vllm.host_tier import HostTier
+from saga.engine.vllm.prefixes import Prefixes, is_prefix, name_of
 from saga.policies.tool_ttl import ToolTtl
 
 
@@ -38,6 +40,11 @@ class Context:
     own: Sequence[int]
     """Those that no other request uses."""
     tokens: int
+
+    def up_to(self, tokens: int) -> Context:
+        """Its first blocks, that end there or before."""
+        count = bisect_right(self.ends, tokens)
+        return Context(blocks=self.blocks[:count], ends=self.ends[:count], own=(), tokens=tokens)
 
 
 class Keeper:
@@ -66,6 +73,7 @@ class Keeper:
         self.num_sessions_evicted = 0
         self._here: dict[str, int] = {}
         """Unfinished requests, by session."""
+        self._prefixes = Prefixes()
 
     # ---- requests
 
@@ -112,6 +120,22 @@ class Keeper:
             now = self.clock.now_us()
             self.queue.add_loose(self.holdings.claim(session, context.blocks, context.ends, now))
             self.holdings.protect(self.holdings.chains[session], True, now)
+
+    def found(self, context: Context) -> None:
+        """A request without a session ended, which had found this much of its prompt in the cache.
+
+        What its like have in common is kept, as long as there are sessions to keep it from.
+        """
+        chains = self.holdings.chains
+        if not context.blocks or len(chains) == sum(name in chains for name in self._prefixes):
+            return
+        now, name = self.clock.now_us(), name_of(context.blocks)
+        stay_us = self._prefixes.found(name, now)
+        blocks, known = context.blocks, chains.get(name)
+        if known is not None:
+            blocks = blocks[: num_common(known.blocks, blocks)]
+        self.queue.add_loose(self.holdings.claim(name, blocks, context.ends, now))
+        self.holdings.retain(name, now + stay_us, DEFAULT_REUSE, now)
 
     def _leave(self, session: str, tokens: int, now: int) -> None:
         left = self._here.get(session, 1) - 1
@@ -166,15 +190,17 @@ class Keeper:
         """The prefix cache was reset: no block holds anything."""
         for session in list(self.holdings.chains):
             self.queue.add_loose(self.holdings.release(session, self.clock.now_us()))
-            self.events.note(wire.KV_EVICTED, session, 0)
+            if not is_prefix(session):
+                self.events.note(wire.KV_EVICTED, session, 0)
 
     def stats(self) -> dict[str, Any]:
         """What there is now, and what was counted since the start."""
         now = self.clock.now_us()
-        chains = self.holdings.chains.values()
+        chains = [one for one in self.holdings.chains.values() if not is_prefix(one.name)]
         retained = [chain for chain in chains if chain.retained_until > now]
         return {
             "num_sessions": len(chains),
+            "num_prefixes": len(self.holdings.chains) - len(chains),
             "num_sessions_retained": len(retained),
             "num_sessions_evicted": self.num_sessions_evicted,
             "session_blocks": self.holdings.num_held,
@@ -193,5 +219,7 @@ class Keeper:
         self.events.note(wire.KV_RETAINED, session, self.resident(session))
 
     def _evicted(self, chain: Chain) -> None:
+        if is_prefix(chain.name):
+            return
         self.num_sessions_evicted += not chain.blocks
         self.events.note(wire.KV_EVICTED, chain.name, chain.resident_tokens)

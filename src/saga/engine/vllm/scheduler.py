@@ -56,6 +56,8 @@ class RetainingScheduler(Scheduler):
         self._reader = HintReader()
         self._hints: dict[str, Hints] = {}
         """Of the requests that are here and have a session."""
+        self._found: dict[str, int] = {}
+        """Of the others: tokens of the prompt that were in the cache, where there were any."""
         self.keeper = Keeper(
             len(pool.blocks),
             policies,
@@ -85,8 +87,11 @@ class RetainingScheduler(Scheduler):
 
     def _free_blocks(self, request: Request) -> None:
         hints = self._hints.pop(request.request_id, None)
+        found = self._found.pop(request.request_id, 0)
         if hints is not None and hints.session is not None:
             self.keeper.finished(hints.session, hints, self._context(request, hints.final))
+        elif found:
+            self.keeper.found(self._context(request, False).up_to(found))
         super()._free_blocks(request)
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
@@ -95,8 +100,12 @@ class RetainingScheduler(Scheduler):
             self.keeper.preempted(hints.session, self._context(request, False))
         super()._preempt_request(request, *args, **kwargs)
 
-    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
-        outputs = super().update_from_output(*args, **kwargs)
+    def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        for new in scheduler_output.scheduled_new_reqs:
+            has_found = new.num_computed_tokens and new.req_id not in self._hints
+            if has_found and new.req_id in self.requests:
+                self._found[new.req_id] = new.num_computed_tokens
+        outputs = super().update_from_output(scheduler_output, *args, **kwargs)
         self.keeper.events.flush()
         return outputs
 
