@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.plugin.sources import ROOT, VERSIONS, source_of
 
 HERE = Path(__file__).parent
-APART = ("test_live.py", "test_live_tiers.py", Path(__file__).name)
+APART = ("test_gpu_benchmark.py", "test_live.py", "test_live_tiers.py", Path(__file__).name)
 """These have processes of their own."""
 
 
