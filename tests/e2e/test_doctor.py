@@ -81,7 +81,7 @@ def test_a_plain_vllm(plain: Vllm, tmp_path: Path) -> None:
     assert fixes(one)["prefix cache"] == "--enable-prefix-caching"
     assert fixes(one)["cached tokens in usage"] == DETAILS
     assert DETAILS in SWITCHES
-    assert "6 missing" in page
+    assert "8 missing" in page
 
 
 def test_options_that_were_advised_help(engines: list[Vllm], tmp_path: Path) -> None:
