@@ -108,8 +108,9 @@ class Prefetches:
 
     def answered(self, session: LiveSession, call: Call) -> None:
         """An engine has answered a request; only of a session that goes on it is remembered."""
-        goes_on = self._gateway.sessions.sessions.get(session.id) is session and not session.ends
-        if self._on and goes_on:
+        if not self._on or session.ends:
+            return
+        if self._gateway.sessions.sessions.get(session.id) is session:
             path = call.path.partition("?")[0]
             self.last.put(session.id, Asked(call.api, path, call.body))
 
