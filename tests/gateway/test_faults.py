@@ -150,7 +150,7 @@ def test_an_engine_that_never_answers_is_a_timeout_and_then_left_alone() -> None
     with (
         moody(ever=(SILENCE, b"")) as (silent, app),
         live.engine() as (good, _),
-        gateway(silent, good, timeouts__first_byte_s=0.1) as running,
+        gateway(silent, good, timeouts__first_byte_s=0.4) as running,
     ):
         statuses = [ask(f"{running.url}{CHAT}", chat(f"task {n}"))[0] for n in range(30)]
         assert set(statuses) == {200, 504}
