@@ -57,7 +57,7 @@ def test_agents_survive_an_engine_that_dies(serve: Gateway, engines: list[Vllm])
                     half_way.wait(60)
 
         agents = [
-            Agent(client, f"{number} of the mourners", max_tokens=150) for number in range(AGENTS)
+            Agent(client, f"{number} of the mourners", max_tokens=300) for number in range(AGENTS)
         ]
         lives = [pool.submit(live, agent) for agent in agents]
         half_way.wait(60)
