@@ -25,7 +25,10 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     targets = [DIRECT, BARE, SAGA, SAGA_UNNAMED, *(peers() if arguments.peers else [])]
-    num_rounds, seconds = (2, 1.0) if arguments.quick else (5, 5.0)
+    targets = [target for target in targets if not arguments.only or target.name in arguments.only]
+    if strange := set(arguments.only) - {target.name for target in targets}:
+        sys.exit(f"no target is called {', '.join(sorted(strange))}")
+    num_rounds, seconds = (arguments.turns, 1.0) if arguments.turns else (5, 5.0)
     about = {
         "saga": saga.__version__,
         "python": platform.python_version(),
@@ -51,7 +54,12 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     names = [case.name for case in CASES]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="seconds, for a look; not to quote")
+    parser.add_argument(
+        "--turns", type=int, metavar="N", help="of 1 s, not five of 5 s: for ratios"
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="TARGET", help="may be given many times"
+    )
     parser.add_argument("--peers", action="store_true", help="also other gateways, installed first")
     parser.add_argument("--case", action="append", choices=names, help="may be given many times")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every figure of every round")
@@ -68,6 +76,9 @@ def _show(case: Case, rows: list[Row]) -> None:
         medians = [(row.median(column.figure), column.digits) for column in case.columns]
         cells = ("-" if value is None else f"{value:,.{digits}f}" for value, digits in medians)
         print(f"{row.target:{width}}" + "".join(f"{cell:>14}" for cell in cells))
+        ratios = row.quartiles("saga_x")
+        if ratios is not None and row.target != SAGA.name:
+            print(f"{'':{width}} saga is x: quartiles {ratios[0]:.2f}, {ratios[1]:.2f}")
         for problem in row.problems:
             print(f"{'':{width}} {problem}")
     sys.stdout.flush()

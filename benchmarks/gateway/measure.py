@@ -28,6 +28,14 @@ class Row:
         values = [figures[figure] for figures in self.rounds if figure in figures]
         return statistics.median(values) if values else None
 
+    def quartiles(self, figure: str) -> tuple[float, float] | None:
+        """The first and the third, of enough rounds to have some."""
+        values = [figures[figure] for figures in self.rounds if figure in figures]
+        if len(values) < 8:
+            return None
+        first, _, third = statistics.quantiles(values, n=4)
+        return first, third
+
 
 @dataclass(frozen=True, slots=True)
 class Runner:
