@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -12,14 +14,11 @@ import msgspec
 import pytest
 import zmq
 from tests.e2e.model import make_model
-from tests.e2e.processes import MODEL, Vllm, post, start_vllm, wait_for
+from tests.e2e.plugin.live import PLUGIN, SMALL, cached, complete, control, gap, letters, resident
+from tests.e2e.processes import Vllm, post, start_vllm, wait_for, wait_until
 from tests.gateway.live import ask
 
-SMALL = ("--num-gpu-blocks-override", "400", "--scheduling-policy", "priority")
-"""400 blocks of 32 tokens: room for about six of these prompts."""
-PLUGIN = ("--scheduler-cls", "saga.engine.vllm.Scheduler")
 TURNS = 6
-GAP_REQUESTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server outlives the tests
     folder = tmp_path_factory.mktemp("plugin")
     model, events = make_model(folder / "model"), f"ipc://{folder}/events"
-    environment = {"VLLM_PLUGINS": "saga,saga_endpoint", "SAGA_EVENTS_ENDPOINT": events}
+    environment = {
+        "VLLM_PLUGINS": "saga,saga_endpoint",
+        "SAGA_EVENTS_ENDPOINT": events,
+        "SAGA_ENGINE_TENANT_SHARE": "1",  # there is one tenant
+    }
     servers = []
     try:
         servers.append(start_vllm(model, folder / "stock.log", *SMALL))
@@ -47,36 +50,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     finally:
         for server in servers:
             server.stop()
-
-
-def complete(server: Vllm, prompt: str, **more: Any) -> dict[str, Any]:
-    body = {"model": MODEL, "prompt": prompt, "max_tokens": 16, "temperature": 0, **more}
-    status, answer, _ = post(f"{server.url}/v1/completions", body)
-    assert status == 200, answer
-    result: dict[str, Any] = answer
-    return result
-
-
-def cached(answer: Mapping[str, Any]) -> int:
-    count: int = (answer["usage"]["prompt_tokens_details"] or {}).get("cached_tokens") or 0
-    return count
-
-
-def letters(chance: Random, number: int) -> str:
-    """As many tokens, and never the same twice."""
-    return "".join(chance.choices("abcdefghijklmnopqrstuvwxyz ", k=number))
-
-
-def gap(server: Vllm, chance: Random) -> None:
-    """What others ask while a session is in its tool: more than the cache has room for."""
-    for _ in range(GAP_REQUESTS):
-        complete(server, letters(chance, 1_870), max_tokens=1)
-
-
-def control(server: Vllm, op: str, **body: Any) -> Any:
-    status, answer, _ = post(f"{server.url}/v1/saga/{op}", body)
-    assert status == 200, answer
-    return answer
 
 
 def hit_rate(server: Vllm, session: str, **hints: Any) -> float:
@@ -182,3 +155,68 @@ def test_subscribers_are_told_what_became_of_sessions(pair: Pair) -> None:
     assert ["retained", "t/told 7", 3_008] in told
     evicted = {session: left for kind, session, left in told if kind == "evicted"}
     assert evicted["t/told 0"] == 0
+
+
+# ---- who is kept, and until when
+
+
+def ask_as(server: Vllm, session: str, prompt: str, **hints: float) -> None:
+    """A short step of a session."""
+    complete(server, prompt, max_tokens=1, vllm_xargs={"saga_session": session, **hints})
+
+
+def test_a_session_is_kept_for_as_long_as_it_was_said_and_no_longer(pair: Pair) -> None:
+    server, chance = pair.plugin, Random(4)
+    for name, ttl_s in (("t/lapses", 1), ("t/extended", 1), ("t/long", 60)):
+        ask_as(server, name, letters(chance, 1_600), saga_ttl_s=ttl_s, saga_score=1)
+    control(server, "extend", session="t/extended", ttl_s=60)
+    assert resident(server, "t/lapses") == 1_600
+    time.sleep(1.5)
+    for number in range(5):  # with these three, more than there is room for
+        ask_as(server, f"t/later {number}", letters(chance, 1_870), saga_ttl_s=60, saga_score=0.5)
+    assert resident(server, "t/lapses") <= 400, "from its end, as far as there was no other room"
+    assert resident(server, "t/extended") == 1_600
+    assert resident(server, "t/long") == 1_600
+
+
+def test_of_more_than_fits_the_least_likely_to_return_go_first(pair: Pair) -> None:
+    """Twelve contexts where seven fit, the best ones first: vLLM would keep the last."""
+    server, chance = pair.plugin, Random(5)
+    for number in range(12):
+        hints = {"saga_ttl_s": 60, "saga_score": 1.0 if number < 6 else 0.0}
+        ask_as(server, f"t/score {number}", letters(chance, 1_600), **hints)
+    left = [resident(server, f"t/score {number}") for number in range(12)]
+    assert left[:6] == [1_600] * 6
+    assert left[6:10] == [0] * 4
+    assert left[11] == 1_600
+
+
+def test_a_shared_prefix_stays_while_one_of_its_sessions_does(pair: Pair) -> None:
+    server, chance = pair.plugin, Random(6)
+    prefix = letters(chance, 960)
+    prompts = {name: prefix + letters(chance, 640) for name in ("t/leaves", "t/stays")}
+    for name, prompt in prompts.items():
+        ask_as(server, name, prompt, saga_ttl_s=60, saga_score=0.5)
+    control(server, "release", session="t/leaves")
+    gap(server, chance)
+    other = cached(complete(server, prefix + letters(chance, 640), max_tokens=1))
+    left = {
+        name: cached(complete(server, prompt, max_tokens=1)) for name, prompt in prompts.items()
+    }
+    assert other == 960
+    assert left == {"t/leaves": 960, "t/stays": 1_568}
+
+
+def test_a_request_that_is_preempted_loses_nothing(pair: Pair) -> None:
+    server, prompt = pair.plugin, letters(Random(7), 1_600)
+    whole = complete(server, prompt, max_tokens=1_000, cache_salt="undisturbed")
+    before = server.metric("vllm:num_preemptions_total")
+    url, which = f"{server.url}/v1/saga/preempt", {"request": "disturbed"}
+    with ThreadPoolExecutor(1) as pool:
+        more = {"max_tokens": 1_000, "vllm_xargs": {"saga_session": "t/disturbed"}}
+        answer = pool.submit(complete, server, prompt, request_id="disturbed", **more)
+        wait_until(lambda: post(url, which)[:2] == (200, {**which, "applied": True}), 10)
+        disturbed = answer.result(60)
+    assert server.metric("vllm:num_preemptions_total") == before + 1
+    assert disturbed["usage"]["completion_tokens"] == 1_000
+    assert disturbed["choices"][0]["text"] == whole["choices"][0]["text"]

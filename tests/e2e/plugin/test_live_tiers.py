@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from tests.e2e.model import make_model
-from tests.e2e.plugin.test_live import PLUGIN, SMALL, cached, complete, control, letters
+from tests.e2e.plugin.live import PLUGIN, SMALL, cached, complete, control, letters, resident
 from tests.e2e.processes import (
     MODEL,
     Vllm,
@@ -90,11 +90,6 @@ def crowd_out(server: Vllm, chance: Random) -> None:
         hints = {"saga_session": f"crowd/{chance.random()}", "saga_ttl_s": 1, "saga_score": 1}
         complete(server, letters(chance, 1_870), max_tokens=1, vllm_xargs=hints)
     time.sleep(1)
-
-
-def resident(server: Vllm, session: str) -> int:
-    tokens: int = control(server, "stats", session=session)["resident_tokens"]
-    return tokens
 
 
 def hit_rate(server: Vllm, label: str) -> float:
