@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
-from saga.core.forecast import NO_TOOL
+from saga.core.return_times import NO_TOOL
 
 START = "<start>"
 """The label of a session before its first step. No node: what it does is what sessions do."""
