@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga.core.forecast import Forecaster, Forecasts, Progress
+from saga.core.forecast import MAX_TYPES, Forecaster, Forecasts, Progress
 from saga.core.return_times import NO_TOOL
 
 SECOND = 1_000_000
@@ -118,4 +118,4 @@ def test_agent_types_are_bounded() -> None:
     forecasts = Forecasts()
     for number in range(2_000):
         forecasts.of(f"type {number}")
-    assert len(forecasts) <= 256
+    assert len(forecasts) <= MAX_TYPES

@@ -39,7 +39,7 @@ def bin_of(value: float) -> int:
 class Curve:
     """A distribution over bins; immutable."""
 
-    __slots__ = ("_below", "_bins", "shares", "typical")
+    __slots__ = ("_below", "_bins", "_typical", "shares")
 
     def __init__(self, shares: dict[int, float]) -> None:
         """``shares`` by bin, of any sum above 0."""
@@ -48,8 +48,14 @@ class Curve:
         self.shares = {one: share / total for one, share in shares.items()}
         """By bin; they sum to 1. Not to be changed."""
         self._below = list(accumulate([self.shares[one] for one in self._bins]))
-        self.typical = self._densest()
+        self._typical: float | None = None
+
+    @property
+    def typical(self) -> float:
         """The value within a factor of two of which most values are."""
+        if self._typical is None:
+            self._typical = self._densest()
+        return self._typical
 
     def quantile(self, p: float) -> float:
         """The value that is not exceeded with probability ``p``."""

@@ -17,9 +17,12 @@ from saga.core.graph import END
 from saga.core.return_times import NO_TOOL, Quantiles
 from saga.core.sequence import Chances, NextLabels, Path
 
-MAX_KEYS = 4_096
-"""Curves of one kind, and contexts, of one agent type."""
-MAX_TYPES = 256
+MAX_KEYS = 768
+"""Curves of one kind, of one agent type."""
+MAX_CONTEXTS = 4_096
+"""Of the next label, of one agent type."""
+MAX_TYPES = 48
+"""With all of them full, some 200 MB."""
 PACE = 0.5
 """How much of a session's own deviation from the others is believed."""
 SLOW_START = 3
@@ -62,7 +65,7 @@ class Forecast:
     def chance_by(self, value: float) -> float:
         """That the value will be no larger than this."""
         level = translate(self.share(value), self.asked, LEVELS)
-        return max(0.0, level - self.passed) / max(1e-9, 1.0 - self.passed)
+        return min(1.0, max(0.0, level - self.passed) / (1.0 - self.passed))
 
     def share(self, value: float) -> float:
         """The same as the model alone would say, never corrected."""
@@ -137,7 +140,7 @@ class Forecaster:
     """The models of one agent type. Times in microseconds."""
 
     def __init__(self) -> None:
-        self.labels = NextLabels(max_contexts=2 * MAX_KEYS)
+        self.labels = NextLabels(max_contexts=MAX_CONTEXTS)
         self._tools = Curves(TOOL_PRIOR, max_keys=MAX_KEYS)
         self._persons = Curves(PERSON_PRIOR, max_keys=MAX_KEYS)
         self._tool_times = Curves(TOOL_PRIOR, max_keys=MAX_KEYS)
@@ -246,8 +249,8 @@ class Forecasts:
 
 
 def _size(tokens: int) -> int:
-    """A coarse class of sizes: each some six times the one before."""
-    return min(4, int(log2(max(1, tokens)) / 2.5))
+    """A coarse class of sizes: each eight times the one before."""
+    return min(3, int(log2(max(1, tokens)) / 3))
 
 
 def _return_path(progress: Progress) -> tuple[Hashable, ...]:

@@ -27,6 +27,10 @@ MAX_LENGTH = 64
 """Characters of a label that count."""
 FULL = 512
 """Transitions of one context after which all of them count half."""
+NUM_LEADERS = 12
+"""Labels of which an expert speaks."""
+STALE = 0.05
+"""They are sought anew when so much of what it has counted is new."""
 NEGLIGIBLE = 0.03
 """Experts with less of the weight are not heard."""
 RATE = 0.2
@@ -38,11 +42,15 @@ Chances = Mapping[str, float]
 class _Followers:
     """What followed one context."""
 
-    __slots__ = ("counts", "total")
+    __slots__ = ("_until", "counts", "leaders", "total")
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self.total = 0
+        self.leaders: list[tuple[str, float]] = []
+        """The most frequent ones, with their shares."""
+        self._until = 0.0
+        """Total up to which they are good enough."""
 
     def add(self, label: str) -> None:
         self.counts[label] = self.counts.get(label, 0) + 1
@@ -50,6 +58,11 @@ class _Followers:
         if self.total >= FULL:
             self.counts = {one: n // 2 for one, n in self.counts.items() if n > 1}
             self.total = sum(self.counts.values())
+            self._until = 0.0
+        if self.total > self._until:
+            first = sorted(self.counts, key=self.counts.__getitem__, reverse=True)[:NUM_LEADERS]
+            self.leaders = [(one, self.counts[one] / self.total) for one in first]
+            self._until = self.total * (1.0 + STALE)
 
 
 NUM_EXPERTS = ORDER + 4
@@ -118,8 +131,8 @@ class NextLabels:
     def _count(self, path: Path, label: str) -> None:
         told = self._told(path)
         self._weigh(told, label)
-        for key in _contexts(path):
-            followers = self._contexts.peek(key)
+        for key, one in zip(_contexts(path), told, strict=False):
+            followers = self._contexts.peek(key) if one is None else one[1]
             if followers is None:
                 followers = _Followers()
                 self._contexts.put(key, followers)
@@ -142,18 +155,18 @@ class NextLabels:
 
     def _weigh(self, told: _Told, label: str) -> None:
         """Experts that gave ``label`` a better chance than the mixture did gain weight."""
-        total = sum(weight for weight, _ in filter(None, told))
+        given = [
+            (number, one[0], one[1].counts.get(label, 0) / one[1].total)
+            for number, one in enumerate(told)
+            if one is not None
+        ]
+        total = sum([weight for _, weight, _ in given])
         if not total:
             return
-        given = [
-            one and (one[0] / total, one[1].counts.get(label, 0) / one[1].total) for one in told
-        ]
-        mixed = sum(weight * chance for weight, chance in filter(None, given)) + 1e-3
-        for number, one in enumerate(given):
-            if one:
-                weight, chance = one
-                gain = weight * (chance - mixed) / mixed
-                self._weights[number] += RATE * max(-1.0, min(1.0, gain))
+        mixed = sum([weight * chance for _, weight, chance in given]) / total + 1e-3
+        for number, weight, chance in given:
+            gain = weight / total * (chance / mixed - 1.0)
+            self._weights[number] += RATE * (1.0 if gain > 1.0 else gain)
 
 
 def _contexts(path: Path) -> list[Hashable]:
@@ -173,9 +186,8 @@ def _mix(told: _Told) -> Chances:
     known = [one for one in told if one is not None]
     least = NEGLIGIBLE * sum(weight for weight, _ in known)
     known = [one for one in known if one[0] >= least]
-    total = sum(weight for weight, _ in known)
     for weight, followers in known:
-        scale = weight / (total * followers.total)
-        for label, count in followers.counts.items():
-            chances[label] = chances.get(label, 0.0) + scale * count
-    return chances
+        for label, share in followers.leaders:
+            chances[label] = chances.get(label, 0.0) + weight * share
+    total = sum(chances.values())
+    return {label: chance / total for label, chance in chances.items()}
