@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saga.core.errors import CoreError
-from saga.core.return_times import NO_TOOL, Quantiles, ReturnTimes
+from saga.core.return_times import NO_TOOL, Quantiles, ReturnTimes, owner_of
 
 VALUES = st.lists(st.integers(0, 10**9), min_size=1, max_size=80)
 P = st.integers(0, 8).map(lambda k: k / 8)
@@ -81,3 +81,16 @@ def test_asking_is_not_seeing() -> None:
 def test_memory_that_cannot_be(sizes: dict[str, int]) -> None:
     with pytest.raises(CoreError, match="at least 1"):
         ReturnTimes(**sizes)
+
+
+def test_owners_learn_nothing_from_each_other() -> None:
+    times = ReturnTimes()
+    times.observe("shell", 5, owner="red")
+    assert times.quantile("shell", 0.5, owner="red") == 5
+    assert times.quantile("shell", 0.5, owner="blue") is None
+    assert times.quantile("shell", 0.5) is None
+
+
+def test_agent_types_of_a_gateway_begin_with_their_tenant() -> None:
+    assert owner_of("red/coder/v2") == "red"
+    assert owner_of("coder") == ""

@@ -13,6 +13,12 @@ NO_TOOL = "none"
 """The label of a step that names no tool."""
 
 
+def owner_of(agent_type: str) -> str:
+    """Whose agents these are: a gateway's agent types begin with their tenant and a slash."""
+    owner, slash, _ = agent_type.partition("/")
+    return owner if slash else ""
+
+
 class Quantiles:
     """Quantiles of the last ``window`` values; nearest rank, so every answer was observed."""
 
@@ -43,20 +49,21 @@ class Quantiles:
 
 
 class ReturnTimes:
-    """Return times by tool, in bounded memory: the least recently seen tool is forgotten."""
+    """Return times by tool and owner of the agents, in bounded memory: the least recently seen tool
+    is forgotten. Nothing is learned across owners."""
 
     def __init__(self, *, window: int = 256, max_tools: int = 4096) -> None:
         if window < 1 or max_tools < 1:
             raise CoreError(f"window {window} and max_tools {max_tools} must be at least 1")
         self._window = window
         self._max_tools = max_tools
-        self._by_tool: OrderedDict[str, Quantiles] = OrderedDict()
+        self._by_tool: OrderedDict[tuple[str, str], Quantiles] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._by_tool)
 
-    def observe(self, tool: str | None, return_us: int) -> None:
-        label = tool or NO_TOOL
+    def observe(self, tool: str | None, return_us: int, *, owner: str = "") -> None:
+        label = owner, tool or NO_TOOL
         history = self._by_tool.get(label)
         if history is None:
             history = self._by_tool[label] = Quantiles(self._window)
@@ -65,7 +72,7 @@ class ReturnTimes:
         self._by_tool.move_to_end(label)
         history.observe(return_us)
 
-    def quantile(self, tool: str | None, p: float) -> int | None:
+    def quantile(self, tool: str | None, p: float, *, owner: str = "") -> int | None:
         """Microseconds; None for a tool that has not been seen."""
-        history = self._by_tool.get(tool or NO_TOOL)
+        history = self._by_tool.get((owner, tool or NO_TOOL))
         return None if history is None else history.quantile(p)
