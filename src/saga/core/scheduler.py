@@ -372,6 +372,8 @@ class Scheduler:
         graph.output_tokens.add(event.output_tokens)
         if session.num_steps:
             graph.observe_step(session.tool, event.tool, new_tokens=request.new_tokens)
+        else:
+            graph.observe_start(event.tool)
 
     def _expect(self, workflow: Workflow) -> None:
         """Brings the workflow's expected remaining work up to date."""
