@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from io import BytesIO
+from itertools import chain, islice
 from pathlib import Path
 
 import msgspec
@@ -15,6 +13,8 @@ import msgspec
 from saga.traces.agent import read_agent
 from saga.traces.azure import CSV_HEADER, read_azure
 from saga.traces.base import Line, ReadLog, TraceError, TraceFile
+from saga.traces.dynamo import SCHEMAS, read_dynamo
+from saga.traces.lines import read_lines
 from saga.traces.mooncake import read_mooncake
 from saga.traces.run import RUN_FORMAT, read_run
 from saga.traces.script import WorkflowScript
@@ -22,8 +22,8 @@ from saga.traces.scripts import FORMAT, read_saga
 
 Read = Callable[[Iterable[Line], ReadLog], Iterator[tuple[int, WorkflowScript]]]
 
-_GZIP = b"\x1f\x8b"
-_BOM = b"\xef\xbb\xbf"
+MAX_LINES_TO_TELL = 1000
+"""A file whose first lines are all of no format is none."""
 
 
 def read_scripts(path: str | Path, *, strict: bool = False) -> TraceFile:
@@ -36,8 +36,7 @@ def read_scripts(path: str | Path, *, strict: bool = False) -> TraceFile:
     """
     path = Path(path)
     log = ReadLog(path, strict)
-    lines = _lines(_content(path, log))
-    kind, read = _format(lines, path)
+    kind, read, lines = _format(read_lines(path, log), path)
     scripts = list(_unique(read(lines, log), log))
     if not scripts:
         told = "".join(f": line {one.line}: {one.reason}" for one in log.problems[:1])
@@ -48,46 +47,17 @@ def read_scripts(path: str | Path, *, strict: bool = False) -> TraceFile:
         scripts=scripts if kind == "saga" else _from_first_arrival(scripts),
         problems=sorted(log.problems, key=lambda problem: problem.line),
         notes=log.notes,
+        times=log.times,
     )
 
 
-def _content(path: Path, log: ReadLog) -> bytes:
-    """The whole file, unpacked; of a damaged gzip file the lines before the damage."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise TraceError(f"{path}: {error.strerror}") from error
-    if not raw.startswith(_GZIP):
-        return raw
-    unpacked = bytearray()
-    with gzip.open(BytesIO(raw)) as file:
-        try:
-            while chunk := file.read1(1 << 16):
-                unpacked += chunk
-        except (OSError, EOFError, zlib.error) as error:
-            del unpacked[unpacked.rfind(b"\n") + 1 :]
-            log.problem(
-                unpacked.count(b"\n") + 1, f"the gzip data is damaged from here on: {error}"
-            )
-    return bytes(unpacked)
-
-
-def _lines(content: bytes) -> list[Line]:
-    texts = content.removeprefix(_BOM).split(b"\n")
-    return [Line(number, text.strip()) for number, text in enumerate(texts, 1) if text.strip()]
-
-
-def _format(lines: list[Line], path: Path) -> tuple[str, Read]:
-    """What the first line that tells anything says the file is."""
-    for line in lines:
-        if line.text == CSV_HEADER:
-            return "azure", read_azure
-        try:
-            record = msgspec.json.decode(line.text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and (found := _format_of(record, path)):
-            return found
+def _format(lines: Iterator[Line], path: Path) -> tuple[str, Read, Iterator[Line]]:
+    """What the first line that tells anything says the file is, and all of its lines."""
+    seen = []
+    for line in islice(lines, MAX_LINES_TO_TELL):
+        seen.append(line)
+        if found := _format_of_line(line, path):
+            return *found, chain(seen, lines)
     raise TraceError(
         f"{path}: no known trace format. Expected JSON lines with steps (agent traces), hash_ids "
         f"(Mooncake), t, in and out (Azure) or a {FORMAT} or {RUN_FORMAT} header, or CSV with the "
@@ -95,11 +65,23 @@ def _format(lines: list[Line], path: Path) -> tuple[str, Read]:
     )
 
 
+def _format_of_line(line: Line, path: Path) -> tuple[str, Read] | None:
+    if line.text == CSV_HEADER:
+        return "azure", read_azure
+    try:
+        record = msgspec.json.decode(line.text)
+    except (ValueError, RecursionError):
+        return None
+    return _format_of(record, path) if isinstance(record, dict) else None
+
+
 def _format_of(record: dict[str, object], path: Path) -> tuple[str, Read] | None:
     if record.get("format") == FORMAT:
         return "saga", read_saga
     if record.get("format") == RUN_FORMAT:
         return "run", read_run
+    if {_schema(record), _schema(record.get("event"))} & {*SCHEMAS}:
+        return "dynamo", read_dynamo
     if "hash_scope" in record:
         return "weka", partial(read_agent, agent_type="claude-code")
     if "steps" in record:
@@ -109,6 +91,11 @@ def _format_of(record: dict[str, object], path: Path) -> tuple[str, Read] | None
     if {"t", "in", "out"} <= record.keys():
         return "azure", read_azure
     return None
+
+
+def _schema(record: object) -> object:
+    schema = record.get("schema") if isinstance(record, dict) else None
+    return schema if isinstance(schema, str) else None
 
 
 def _unique(
