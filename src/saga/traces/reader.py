@@ -16,6 +16,7 @@ from saga.traces.base import Line, ReadLog, TraceError, TraceFile
 from saga.traces.dynamo import SCHEMAS, read_dynamo
 from saga.traces.lines import read_lines
 from saga.traces.mooncake import read_mooncake
+from saga.traces.otel import read_otel
 from saga.traces.run import RUN_FORMAT, read_run
 from saga.traces.script import WorkflowScript
 from saga.traces.scripts import FORMAT, read_saga
@@ -82,6 +83,8 @@ def _format_of(record: dict[str, object], path: Path) -> tuple[str, Read] | None
         return "run", read_run
     if {_schema(record), _schema(record.get("event"))} & {*SCHEMAS}:
         return "dynamo", read_dynamo
+    if "resourceSpans" in record:
+        return "otel", read_otel
     if "hash_scope" in record:
         return "weka", partial(read_agent, agent_type="claude-code")
     if "steps" in record:

@@ -13,6 +13,7 @@ import msgspec
 from saga.traces.base import Times, TraceError, TraceFile
 from saga.traces.check import check_script
 from saga.traces.dynamo import DynamoWriter
+from saga.traces.otel import OtelWriter
 from saga.traces.reader import read_scripts
 from saga.traces.script import WorkflowScript
 from saga.traces.scripts import SagaWriter
@@ -32,6 +33,7 @@ class Writer(Protocol):
 WRITERS: dict[str, Callable[[], Writer]] = {
     "saga": SagaWriter,
     "dynamo": DynamoWriter,
+    "otel": OtelWriter,
 }
 """By the names that ``TraceFile.kind`` has when they are read again."""
 
