@@ -15,14 +15,12 @@ from msgspec import Meta, Struct
 from saga.traces.base import Line, ReadLog, RecordError, Times
 from saga.traces.blocks import BlockIds
 from saga.traces.gather import Gathered, Gatherer, ToolSpan
-from saga.traces.records import MAX_SECONDS, PromptTokens, Tokens, decode
+from saga.traces.records import Milliseconds, PromptTokens, Tokens, decode
 from saga.traces.script import WorkflowScript
 from saga.traces.timeline import Call, instant_times
 
 SCHEMA = "dynamo.agent.trace.v1"
 SCHEMAS = (SCHEMA, "dynamo.request.trace.v1")
-
-Milliseconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS * 1000)]
 
 
 class Context(Struct):

@@ -6,7 +6,7 @@ one agent span, or in one conversation; what is nested in another agent's span i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 import saga
 from saga.traces.base import Line, ReadLog, RecordError, Times
 from saga.traces.gather import Gathered, Gatherer, ToolSpan
+from saga.traces.names import SessionNames
 from saga.traces.records import MAX_TOKENS, decode
 from saga.traces.script import WorkflowScript
 from saga.traces.timeline import Call, instant_times
@@ -249,8 +250,12 @@ class OtelWriter:
 
     header = ()
 
+    def __init__(self) -> None:
+        self._names = SessionNames()
+
     def rows(self, script: WorkflowScript, times: Times | None) -> Iterator[dict[str, Any]]:
-        spans = list(_spans(script, instant_times(script) if times is None else times))
+        names = self._names.of(script)
+        spans = list(_spans(script, names, instant_times(script) if times is None else times))
         scope = {"name": "saga", "version": saga.__version__}
         resource = {"attributes": _attributes({"service.name": "saga"})}
         yield {
@@ -260,11 +265,11 @@ class OtelWriter:
         }
 
 
-def _spans(script: WorkflowScript, times: Times) -> Iterator[dict[str, Any]]:
+def _spans(script: WorkflowScript, names: Sequence[str], times: Times) -> Iterator[dict[str, Any]]:
     trace = _id(16, script.id)
     last = max(end for session in times for _, end in session)
     for number, (session, spans) in enumerate(zip(script.sessions, times, strict=True)):
-        conversation = script.id if number == 0 else f"{script.id}/{number}"
+        conversation = names[number]
         agent: dict[str, str | int] = {OPERATION: "invoke_agent", CONVERSATION: conversation}
         if number == 0:
             agent[AGENT_NAME] = script.agent_type

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from saga.traces.agent import read_agent
+from saga.traces.agentic import KIND, read_agentic
 from saga.traces.azure import CSV_HEADER, read_azure
 from saga.traces.base import Line, ReadLog, TraceError, TraceFile
 from saga.traces.dynamo import SCHEMAS, read_dynamo
@@ -89,6 +90,8 @@ def _format_of(record: dict[str, object], path: Path) -> tuple[str, Read] | None
         return "weka", partial(read_agent, agent_type="claude-code")
     if "steps" in record:
         return "agent", partial(read_agent, agent_type=path.name.split(".")[0])
+    if "request_id" in record and {"hash_ids", "input_length", "input_tokens"} & record.keys():
+        return KIND, read_agentic
     if "hash_ids" in record:
         return "mooncake", partial(read_mooncake, published="timestamp" in record)
     if {"t", "in", "out"} <= record.keys():

@@ -12,6 +12,8 @@ from saga.traces.check import check_script
 from saga.traces.reuse import kept_if_growing
 from saga.traces.script import SessionScript, StepScript, WorkflowScript
 
+SHRUNK = "prompts shorter than the context before, played as keeping nothing of it"
+
 
 @dataclass(slots=True)
 class Call:
@@ -168,7 +170,7 @@ def _kept_tokens(call: Call, before: Call | None, log: ReadLog) -> int:
     if kept is None:
         kept = min(call.cached_tokens, sum(sizes), call.prompt_tokens - 1)
         if not kept:
-            log.note("prompts shorter than the context before, played as keeping nothing of it")
+            log.note(SHRUNK)
     return kept
 
 

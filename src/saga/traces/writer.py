@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 import msgspec
 
+from saga.traces.agentic_writer import AgenticWriter
 from saga.traces.base import Times, TraceError, TraceFile
 from saga.traces.check import check_script
 from saga.traces.dynamo import DynamoWriter
@@ -33,6 +34,7 @@ class Writer(Protocol):
 WRITERS: dict[str, Callable[[], Writer]] = {
     "saga": SagaWriter,
     "dynamo": DynamoWriter,
+    "agentic-mooncake": AgenticWriter,
     "otel": OtelWriter,
 }
 """By the names that ``TraceFile.kind`` has when they are read again."""
