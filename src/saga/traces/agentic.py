@@ -23,8 +23,6 @@ from saga.traces.timeline import SHRUNK
 
 KIND = "agentic-mooncake"
 
-JOINED_LATER = "sub-agents joined later than at the next step, played as not waited for"
-
 
 class ToolEvent(Struct):
     tool_class: str

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from saga.traces import agentic, dag
 from saga.traces.agent import read_agent
-from saga.traces.agentic import KIND, read_agentic
 from saga.traces.azure import CSV_HEADER, read_azure
 from saga.traces.base import Line, ReadLog, TraceError, TraceFile
 from saga.traces.dynamo import SCHEMAS, read_dynamo
@@ -90,8 +90,10 @@ def _format_of(record: dict[str, object], path: Path) -> tuple[str, Read] | None
         return "weka", partial(read_agent, agent_type="claude-code")
     if "steps" in record:
         return "agent", partial(read_agent, agent_type=path.name.split(".")[0])
+    if {"session_id", "turns"} <= record.keys():
+        return dag.KIND, dag.read_dag
     if "request_id" in record and {"hash_ids", "input_length", "input_tokens"} & record.keys():
-        return KIND, read_agentic
+        return agentic.KIND, agentic.read_agentic
     if "hash_ids" in record:
         return "mooncake", partial(read_mooncake, published="timestamp" in record)
     if {"t", "in", "out"} <= record.keys():

@@ -12,6 +12,7 @@ from saga.traces.check import check_script
 from saga.traces.reuse import kept_if_growing
 from saga.traces.script import SessionScript, StepScript, WorkflowScript
 
+JOINED_LATER = "sub-agents joined later than at the next step, played as not waited for"
 SHRUNK = "prompts shorter than the context before, played as keeping nothing of it"
 
 

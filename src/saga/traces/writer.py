@@ -13,6 +13,7 @@ import msgspec
 from saga.traces.agentic_writer import AgenticWriter
 from saga.traces.base import Times, TraceError, TraceFile
 from saga.traces.check import check_script
+from saga.traces.dag_writer import DagWriter
 from saga.traces.dynamo import DynamoWriter
 from saga.traces.otel import OtelWriter
 from saga.traces.reader import read_scripts
@@ -35,6 +36,7 @@ WRITERS: dict[str, Callable[[], Writer]] = {
     "saga": SagaWriter,
     "dynamo": DynamoWriter,
     "agentic-mooncake": AgenticWriter,
+    "aiperf-dag": DagWriter,
     "otel": OtelWriter,
 }
 """By the names that ``TraceFile.kind`` has when they are read again."""
