@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from saga.traces import agentic, dag
+from saga.traces import agentic, dag, miniswe
 from saga.traces.agent import read_agent
 from saga.traces.azure import CSV_HEADER, read_azure
 from saga.traces.base import Line, ReadLog, TraceError, TraceFile
@@ -90,6 +90,8 @@ def _format_of(record: dict[str, object], path: Path) -> tuple[str, Read] | None
         return "weka", partial(read_agent, agent_type="claude-code")
     if "steps" in record:
         return "agent", partial(read_agent, agent_type=path.name.split(".")[0])
+    if {"messages", "info"} <= record.keys() or "trajectory_format" in record:
+        return miniswe.KIND, miniswe.read_miniswe
     if {"session_id", "turns"} <= record.keys():
         return dag.KIND, dag.read_dag
     if "request_id" in record and {"hash_ids", "input_length", "input_tokens"} & record.keys():
