@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from saga.traces.base import Times
-from saga.traces.blocks import BlockIds
+from saga.traces.blocks import BLOCK_TOKENS, BlockIds
 from saga.traces.names import SessionNames
 from saga.traces.script import WorkflowScript
 from saga.traces.timeline import instant_times
@@ -17,6 +17,10 @@ class AgenticWriter:
     """A row per step, after those that it waits for."""
 
     header = ()
+    leaves_out = (
+        "tenants, agent types, how long calls took, the tool of a session's last step, names of "
+        f"prefixes, what is kept of a block of {BLOCK_TOKENS} tokens"
+    )
 
     def __init__(self) -> None:
         self._blocks = BlockIds()

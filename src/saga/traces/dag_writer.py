@@ -18,6 +18,10 @@ class DagWriter:
     """A line per session. A turn adds to the context where all do; else it has its whole prompt."""
 
     header = ()
+    leaves_out = (
+        "arrivals, tenants, agent types, tools, how long calls took, forks of a part of a context, "
+        "that nobody waits for a sub-agent"
+    )
 
     def __init__(self) -> None:
         self._names = SessionNames()

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from saga.traces.base import Line, ReadLog, RecordError, Times
-from saga.traces.blocks import BlockIds
+from saga.traces.blocks import BLOCK_TOKENS, BlockIds
 from saga.traces.gather import Gathered, Gatherer, ToolSpan
 from saga.traces.records import Milliseconds, PromptTokens, Tokens, decode
 from saga.traces.script import WorkflowScript
@@ -228,6 +228,10 @@ class DynamoWriter:
     """Events of ``dynamo.agent.trace.v1``, one workflow after another, times in whole ms."""
 
     header = ()
+    leaves_out = (
+        "tenants, parts of a millisecond, time in tools without a name, names of prefixes, "
+        f"what is kept of a block of {BLOCK_TOKENS} tokens"
+    )
 
     def __init__(self) -> None:
         self._blocks = BlockIds()

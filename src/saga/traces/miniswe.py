@@ -38,6 +38,8 @@ class Usage(Struct):
 
 class Response(Struct):
     usage: Usage | None = None
+    created: Seconds | None = None
+    """To the second, and so used only where no message before has a time."""
 
 
 class Action(Struct):
@@ -166,6 +168,9 @@ def _call(message: Message, num_chars: int, begun: float | None, log: ReadLog) -
     output = usage.output_tokens if usage.completion_tokens is None else usage.completion_tokens
     if prompt is None or output is None:
         log.note(SIZED_BY_TEXT)
+    response = message.extra and message.extra.response
+    if begun is None and response:
+        begun = response.created
     return _Call(
         prompt_tokens=max(tokens_of(num_chars), 1) if prompt is None else prompt,
         output_tokens=tokens_of(len(message.text)) if output is None else output,

@@ -249,6 +249,10 @@ class OtelWriter:
     """One line per workflow, whose trace it is, with a span for each agent, call and tool."""
 
     header = ()
+    leaves_out = (
+        "tenants, time in tools without a name, prefixes, forks, what a prompt keeps if not the "
+        "whole context before it"
+    )
 
     def __init__(self) -> None:
         self._names = SessionNames()

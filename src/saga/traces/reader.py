@@ -29,12 +29,12 @@ MAX_LINES_TO_TELL = 1000
 
 
 def read_scripts(path: str | Path, *, strict: bool = False) -> TraceFile:
-    """Read the workflows of a trace file: agent traces, Mooncake, Azure, or the project's own ones.
+    """Read the workflows of a trace file, in whichever of the known formats it is.
 
     A record that cannot be used becomes a Problem and the others are kept; with ``strict`` it is
     raised as ``TraceError("FILE:LINE: reason")``. Except in ``saga.scripts.v1``, arrival times are
-    moved to count from the first one. Raises TraceError naming the file if it cannot be read,
-    is in no known format, or holds no usable workflow.
+    moved to count from the first one; ``times`` are not moved. Raises TraceError naming the file if
+    it cannot be read, is in no known format, or holds no usable workflow.
     """
     path = Path(path)
     log = ReadLog(path, strict)
@@ -62,8 +62,10 @@ def _format(lines: Iterator[Line], path: Path) -> tuple[str, Read, Iterator[Line
             return *found, chain(seen, lines)
     raise TraceError(
         f"{path}: no known trace format. Expected JSON lines with steps (agent traces), hash_ids "
-        f"(Mooncake), t, in and out (Azure) or a {FORMAT} or {RUN_FORMAT} header, or CSV with the "
-        f"columns {CSV_HEADER.decode()}"
+        "(Mooncake), request_id and hash_ids (agentic Mooncake), session_id and turns (aiperf), "
+        f"resourceSpans (OpenTelemetry), the schema {SCHEMAS[0]} or {SCHEMAS[1]}, messages and "
+        f"info (mini-swe-agent), t, in and out (Azure) or a {FORMAT} or {RUN_FORMAT} header, or "
+        f"CSV with the columns {CSV_HEADER.decode()}"
     )
 
 

@@ -17,9 +17,10 @@ _SCRIPT = msgspec.json.Decoder(WorkflowScript)
 
 
 class SagaWriter:
-    """What is written is read again exactly; it does not tell when calls began and ended."""
+    """What is written is read again, exactly."""
 
     header = ({"format": FORMAT},)
+    leaves_out = "when calls began and ended"
 
     def rows(self, script: WorkflowScript, times: Times | None) -> Iterator[WorkflowScript]:
         yield script

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
@@ -28,11 +28,15 @@ class Writer(Protocol):
     def header(self) -> tuple[Any, ...]:
         """The JSON lines before all workflows."""
 
+    @property
+    def leaves_out(self) -> str:
+        """What a script says, and the format cannot."""
+
     def rows(self, script: WorkflowScript, times: Times | None) -> Iterator[Any]:
         """The JSON lines of one workflow; without its times, its calls take none."""
 
 
-WRITERS: dict[str, Callable[[], Writer]] = {
+WRITERS: dict[str, type[Writer]] = {
     "saga": SagaWriter,
     "dynamo": DynamoWriter,
     "agentic-mooncake": AgenticWriter,
