@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 from saga.traces.base import Line, ReadLog, RecordError, Times
 from saga.traces.blocks import BLOCK_TOKENS, BlockIds
-from saga.traces.gather import Gathered, Gatherer, ToolSpan
+from saga.traces.gather import SCOPE, Gathered, Gatherer, ToolSpan
 from saga.traces.records import Milliseconds, PromptTokens, Tokens, decode
 from saga.traces.script import WorkflowScript
 from saga.traces.timeline import Call, instant_times
@@ -147,7 +147,7 @@ class _Reader:
             if event.request is None:
                 raise RecordError("agent_context: tools need one with a session")
             return self.gatherer.session(event.request.request_id, line.number)
-        scope = f"{context.run}\0" if context.run is not None else ""
+        scope = f"{context.run}{SCOPE}" if context.run is not None else ""
         session = self.gatherer.session(scope + context.session, line.number)
         session.workflow = context.run
         kinds = context.session_type_id, context.workflow_type_id

@@ -13,6 +13,9 @@ from saga.traces.reuse import kept_tokens
 from saga.traces.script import WorkflowScript
 from saga.traces.timeline import Call, Track, play_one_after_another, script_of
 
+SCOPE = "\0"
+"""Between what a session's name is told within, and the name."""
+
 
 @dataclass(slots=True, frozen=True, order=True)
 class ToolSpan:
@@ -153,7 +156,7 @@ class Gatherer:
         root = session
         while (above := self._parent(root)) is not None:
             if above.key in seen:
-                raise RecordError(f"session {session.key!r} is its own ancestor")
+                raise RecordError(f"session {_shown(session.key)!r} is its own ancestor")
             seen.add(above.key)
             root = above
         return root
@@ -165,7 +168,9 @@ class Gatherer:
         members = sorted(members, key=lambda session: (session.start_us, session.line))
         parents = {session.key: self._parent(session) for session in members}
         top = [s for s in members if (p := parents[s.key]) is None or p.key not in parents]
-        root = top[0] if top else members[0]
+        root = next(iter(top), None)
+        if root is None:
+            raise RecordError(f"session {_shown(members[0].key)!r} is its own ancestor")
         for session in top[1:]:
             self.log.note("sessions without a parent, played as sub-agents of the first one")
             parents[session.key] = root
@@ -181,7 +186,7 @@ class Gatherer:
             tracks.append(track)
             waiting += [(child, track) for child in children[session.key]]
         if len(tracks) < len(members):
-            raise RecordError(f"sessions of {root.key!r} are their own ancestors")
+            raise RecordError(f"sessions beside {_shown(root.key)!r} are their own ancestors")
         return tracks
 
     def _track(
@@ -203,6 +208,10 @@ class Gatherer:
         kept = max(track.forked_tokens, track.prefix_tokens)
         first.kept_tokens = min(kept, first.prompt_tokens - 1)
         return track
+
+
+def _shown(key: str) -> str:
+    return key.rpartition(SCOPE)[2]
 
 
 def covered_us(spans: Iterable[tuple[int, int]]) -> int:
