@@ -183,13 +183,14 @@ class _Reader:
         name = "/".join(top.key) if conversation is None else conversation
         session = gatherer.session(name, top.line)
         session.agent_type = top.name
-        session.workflow = workflow = trace if conversation is None else conversation
+        session.workflow = trace if conversation is None else conversation
         for agent in agents[1:]:
             told = self._conversation(agent)
             name = "/".join(agent.key) if told is None or told == conversation else told
             below = gatherer.session(name, agent.line)
             if below is not session:
-                below.parent, below.workflow = session.key, workflow
+                below.parent, below.workflow = session.key, session.workflow
+                below.agent_type = top.name
             session, conversation = below, conversation if told is None else told
         return session
 
