@@ -164,6 +164,10 @@ def test_without_ids_a_prompt_goes_on_if_it_can(tmp_path: Path) -> None:
         (row("x", 0), "input_length is 0: Expected `int` >= 1"),
         (row("x", input_length=None), "input_length is missing"),
         (row("x", output_length=None), "output_length is missing"),
+        (
+            row("x", dependencies=[{"request_id": "r1", "trigger": "completion"}]),
+            "dependencies: Expected `wait_for`, the later form is not read",
+        ),
         (row("x", delay=-1), "delay is -1: Expected `float` >= 0.0"),
     ],
 )

@@ -188,6 +188,10 @@ def test_what_was_cached_is_kept_at_least(tmp_path: Path) -> None:
             span("x", 5, 6, operation__name="chat"),
             "attribute gen_ai.usage.input_tokens is missing: Expected `int` >= 1",
         ),
+        (
+            span("x", 5, 6, operation__name="execute_tool"),
+            "attribute gen_ai.tool.name is missing",
+        ),
         ({"traceId": "t1"}, "Object missing required field `spanId`"),
         (
             chat("x", 5, 6) | {"startTimeUnixNano": "soon"},

@@ -94,6 +94,13 @@ def test_the_second_task_of_a_name_is_a_problem(tmp_path: Path) -> None:
     assert trace.problems == [Problem(2, "task 'a' was in line 1 already")]
 
 
+def test_of_a_name_that_comes_again_the_first_times_count(tmp_path: Path) -> None:
+    later = RUN.replace('"at":5', '"at":50').replace('"at":9', '"at":90')
+    trace = read_scripts(write(tmp_path, RUN, later))
+    assert len(trace.scripts) == len(trace.problems) == 1
+    assert trace.times == {"w": (((5, 9),),)}
+
+
 @pytest.mark.parametrize("content", [b"", b"\n\n", gzip.compress(b"")])
 def test_an_empty_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = write(tmp_path, content)

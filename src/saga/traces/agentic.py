@@ -46,6 +46,8 @@ class Row(Struct):
     tool_wait_ms: Milliseconds | None = None
     wait_for: list[str] = []
     tool_events: list[ToolEvent] = []
+    dependencies: list[msgspec.Raw] = []
+    """Instead of ``wait_for`` in a later form of the rows, which is not read."""
 
 
 _ROW = msgspec.json.Decoder(Row)
@@ -199,6 +201,8 @@ def _step(row: Row, line: int) -> _Step:
     if prompt is None or output is None:
         missing = "input_length" if prompt is None else "output_length"
         raise RecordError(f"{missing} is missing")
+    if row.dependencies:
+        raise RecordError("dependencies: Expected `wait_for`, the later form is not read")
     at = row.created_time if row.timestamp is None else row.timestamp
     delay = row.delay_ms if row.delay is None else row.delay
     longest = max(row.tool_events, key=lambda tool: tool.duration_ms, default=None)

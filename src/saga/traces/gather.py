@@ -84,17 +84,7 @@ class Gatherer:
         """No call follows. The workflows in the order of their first lines."""
         for session in self.sessions.values():
             self._finish(session)
-        groups: defaultdict[str, list[Gathered]] = defaultdict(list)
-        for session in filter(lambda session: session.calls, self.sessions.values()):
-            try:
-                name = session.workflow
-                groups[self._root(session).key if name is None else name].append(session)
-            except RecordError as error:
-                self.log.problem(session.line, str(error))
-                continue
-            if session.parent is not None and self._parent(session) is None:
-                self.log.note("sessions whose parent is not in the trace")
-        prefixes = FirstPrompts()
+        groups, prefixes = self._groups(), FirstPrompts()
         for members in groups.values():
             for session in members:
                 prefixes.add(session.first_blocks)
@@ -114,6 +104,22 @@ class Gatherer:
                 self.log.problem(first, str(error))
                 continue
             yield first, script
+
+    def _groups(self) -> dict[str, list[Gathered]]:
+        """The sessions with calls, by workflow."""
+        groups: defaultdict[str, list[Gathered]] = defaultdict(list)
+        for session in self.sessions.values():
+            if not session.calls:
+                continue
+            try:
+                name = session.workflow
+                groups[self._root(session).key if name is None else name].append(session)
+            except RecordError as error:
+                self.log.problem(session.line, str(error))
+                continue
+            if session.parent is not None and self._parent(session) is None:
+                self.log.note("sessions whose parent is not in the trace")
+        return groups
 
     def _finish(self, session: Gathered) -> None:
         """Calls in their order, with their tools and the return after each."""
@@ -195,8 +201,8 @@ class Gatherer:
         track = Track(parent, calls=session.calls)
         first = session.calls[0]
         if parent is not None:
-            ends = [call.end_us for call in parent.calls]
-            track.spawn_step = max(bisect_right(ends, first.start_us) - 1, 0)
+            ended = (n for n, call in enumerate(parent.calls) if call.end_us <= first.start_us)
+            track.spawn_step = max(ended, default=0)
             spawning = parent.calls[track.spawn_step]
             if spawning.end_us > first.start_us:
                 self.log.note("sub-agents that began before a step of their parent had ended")

@@ -136,7 +136,7 @@ def _workflow(name: str, messages: Sequence[Message], log: ReadLog) -> WorkflowS
         if call.begun is not None and call.ended is not None
     )
     if len(spans) == len(calls):
-        log.times[name] = (spans,)
+        log.times.setdefault(name, (spans,))
     begun = calls[0].begun
     return WorkflowScript(
         id=name,

@@ -150,8 +150,10 @@ class _Reader:
             self.work.append(_Work(parent, conversation, line, _call(span, told)))
         elif operation == TOOL:
             start, end = span.start_time_unix_nano // 1000, span.end_time_unix_nano // 1000
-            tool = ToolSpan(start, end, _text(told, TOOL_NAME) or "tool")
-            self.work.append(_Work(parent, conversation, line, tool))
+            name = _text(told, TOOL_NAME)
+            if name is None:
+                raise RecordError(f"attribute {TOOL_NAME} is missing")
+            self.work.append(_Work(parent, conversation, line, ToolSpan(start, end, name)))
         elif operation is not None:
             self.log.note("spans of other GenAI operations, passed over")
         else:

@@ -85,7 +85,7 @@ def script_of(
         check_script(script)
     except ValueError as error:
         raise RecordError(str(error)) from None
-    log.times[id] = times_of(used)
+    log.times.setdefault(id, times_of(used))  # of a name that comes again the first counts
     return script
 
 
