@@ -74,7 +74,7 @@ def test_other_names_of_the_same_fields_are_known(tmp_path: Path) -> None:
 
 
 def test_sub_agents_are_spawned_and_joined(tmp_path: Path) -> None:
-    root, child, idle = sessions(
+    trace = read(
         tmp_path,
         row("r1", branches=["c1", "i1"]),
         row("c1", session="c", wait_for=["r1"], delay=100),
@@ -82,6 +82,8 @@ def test_sub_agents_are_spawned_and_joined(tmp_path: Path) -> None:
         row("i1", session="i", wait_for=["r1"], tool_wait_ms=20),
         row("r2", 150, wait_for=["r1", "c2"], delay=5),
     )
+    root, child, idle = trace.scripts[0].sessions
+    assert (trace.problems, trace.notes) == ([], [])
     assert (child.parent, child.spawn_step, child.delay_us, child.blocking) == (0, 0, 100_000, True)
     assert (idle.parent, idle.delay_us, idle.blocking) == (0, 20_000, False)
     assert root.steps[0].gap_us == 5000

@@ -144,6 +144,11 @@ def test_a_tool_is_the_program_that_is_plain_to_see(
     assert step.tool == tool
 
 
+def test_messages_without_a_time_end_no_gap(tmp_path: Path) -> None:
+    first, _ = steps(tmp_path, said(), answer(1, (9, 1)), seen(3), said(), answer(5, (90, 1)))
+    assert first.gap_us == 2_000_000
+
+
 def test_a_tool_call_without_a_command_names_its_function(tmp_path: Path) -> None:
     told = answer(1, (9, 1)) | {"tool_calls": [{"function": {"name": "submit"}}]}
     assert steps(tmp_path, said(), told)[0].tool == "submit"

@@ -116,7 +116,7 @@ def _branched(
         name = names[child]
         if _forks(script, child):
             forks.append(name if index == last else {"child": name, "background": True})
-        elif script.sessions[child].blocking or index >= last - 1:
+        elif script.sessions[child].blocking or index == last:
             spawns.append(name)
         else:
             spawns.append({"children": [name], "join_at": last})

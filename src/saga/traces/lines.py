@@ -20,30 +20,32 @@ _GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 
 
-def read_lines(path: Path, log: ReadLog) -> Iterator[Line]:
+def read_lines(
+    path: Path, log: ReadLog, max_document_bytes: int = MAX_DOCUMENT_BYTES
+) -> Iterator[Line]:
     """The lines that are not blank; gzip is unpacked, of a damaged file up to the damage.
 
-    A file that is one JSON document over many lines is one line. Raises TraceError naming the
-    file if it cannot be read.
+    A file that is one JSON document over many lines is one line, unless it is too large. Raises
+    TraceError naming the file if it cannot be read.
     """
     lines = _lines(path, log)
     first = next(lines, None)
     if first is None:
         return
     if first.text.startswith(b"{") and first.text.endswith((b"{", b"[", b",")):
-        yield from _document(first, lines)
+        yield from _document(first, lines, max_document_bytes)
     else:
         yield first
     yield from lines
 
 
-def _document(first: Line, lines: Iterator[Line]) -> Iterator[Line]:
+def _document(first: Line, lines: Iterator[Line], max_bytes: int) -> Iterator[Line]:
     """The whole document, if there is no more than that; else the lines that it was taken for."""
     held, num_bytes = [first], len(first.text)
     for line in lines:
         held.append(line)
         num_bytes += len(line.text)
-        if num_bytes > MAX_DOCUMENT_BYTES:
+        if num_bytes > max_bytes:
             break
     whole = b"\n".join(line.text for line in held)
     try:
