@@ -57,7 +57,7 @@ class Span(Struct, rename="camel"):
     span_id: str
     start_time_unix_nano: Nanoseconds
     end_time_unix_nano: Nanoseconds
-    parent_span_id: str = ""
+    parent_span_id: str | None = None
     attributes: list[Attribute] = []
 
 
@@ -109,15 +109,20 @@ def read_otel(lines: Iterable[Line], log: ReadLog) -> Iterator[tuple[int, Workfl
         except RecordError as error:
             log.problem(line.number, str(error))
             continue
-        for r, resource in enumerate(exported.resource_spans):
-            for s, scope in enumerate(resource.scope_spans):
-                for i, span in enumerate(scope.spans):
-                    try:
-                        reader.read(decode(bytes(span), _SPAN), line.number)
-                    except RecordError as error:
-                        where = f"resourceSpans[{r}].scopeSpans[{s}].spans[{i}]"
-                        log.problem(line.number, f"{where}: {error}")
+        for where, span in _spans_of(exported):
+            try:
+                reader.read(decode(span, _SPAN), line.number)
+            except RecordError as error:
+                log.problem(line.number, f"{where}: {error}")
     return reader.workflows()
+
+
+def _spans_of(exported: Export) -> Iterator[tuple[str, bytes]]:
+    """With where they stand."""
+    for r, resource in enumerate(exported.resource_spans):
+        for s, scope in enumerate(resource.scope_spans):
+            for i, span in enumerate(scope.spans):
+                yield f"resourceSpans[{r}].scopeSpans[{s}].spans[{i}]", bytes(span)
 
 
 class _Reader:
@@ -138,7 +143,7 @@ class _Reader:
                 f"endTimeUnixNano is {span.end_time_unix_nano}, before the start "
                 f"{span.start_time_unix_nano}"
             )
-        key, parent = (span.trace_id, span.span_id), (span.trace_id, span.parent_span_id)
+        key, parent = (span.trace_id, span.span_id), (span.trace_id, span.parent_span_id or "")
         self.parents[key] = parent
         told = {OLD_NAMES.get(one.key, one.key): one.value for one in span.attributes}
         operation = _text(told, OPERATION)
