@@ -1,6 +1,7 @@
 """``saga trace convert``."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,20 @@ def test_a_run_can_be_exported_and_played(
         assert trace.times == source.times
     played = ["simulate", "--workload", f"file:{out}", "--cluster", "paper-16xa100", "--tasks", "3"]
     assert main([*played, "--rate", "60", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("to", ["otel", "dynamo", "agentic-mooncake"])
+def test_a_run_can_be_given_a_date(run: Path, tmp_path: Path, to: str) -> None:
+    """The first call begins then; all others as long after it as before."""
+    plain, dated = tmp_path / "plain", tmp_path / "dated"
+    assert convert(run, plain, to) == 0
+    assert convert(run, dated, to, "--start", "2026-01-31T12:00:00+00:00") == 0
+    before, after = read_scripts(plain, strict=True), read_scripts(dated, strict=True)
+    if to != "dynamo":  # which rounds to milliseconds
+        assert after.scripts == before.scripts
+    if to != "agentic-mooncake":
+        first = min(spans[0][0][0] for spans in after.times.values())
+        assert first == round(datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp() * 1e6)
 
 
 def test_what_was_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

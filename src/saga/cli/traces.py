@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ def add(commands: Commands) -> None:
     convert.add_argument("--to", required=True, choices=list(WRITERS), metavar="FORMAT",
                          help=", ".join(WRITERS))  # fmt: skip
     convert.add_argument("--strict", action="store_true", help="stop at the first unusable record")
+    convert.add_argument("--start", type=datetime.fromisoformat, metavar="TIME",
+                         help="of the first call, like 2026-01-31T12:00+00:00")  # fmt: skip
     convert.set_defaults(call=_convert)
     replay = actions.add_parser(
         "replay", help="what other presets would have made of a recorded run (simulated)"
@@ -52,7 +55,14 @@ def _stats(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    trace = convert(arguments.file, prepared(arguments.out), arguments.to, strict=arguments.strict)
+    start = arguments.start
+    trace = convert(
+        arguments.file,
+        prepared(arguments.out),
+        arguments.to,
+        strict=arguments.strict,
+        start_us=None if start is None else round(start.timestamp() * 1e6),
+    )
     warn(trace.problems, arguments.file)
     for note in trace.notes:
         print(f"saga: {arguments.file}: {note}", file=sys.stderr)

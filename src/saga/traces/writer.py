@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -46,14 +47,35 @@ WRITERS: dict[str, type[Writer]] = {
 """By the names that ``TraceFile.kind`` has when they are read again."""
 
 
-def convert(source: str | Path, target: str | Path, to: str, *, strict: bool = False) -> TraceFile:
+def convert(
+    source: str | Path,
+    target: str | Path,
+    to: str,
+    *,
+    strict: bool = False,
+    start_us: int | None = None,
+) -> TraceFile:
     """Write the workflows of any trace file in the format ``to``; returns what was read.
 
-    Raises like ``read_scripts`` and ``write_scripts``.
+    With ``start_us``, microseconds of the epoch, all times are moved so that the first call begins
+    then: the clock of a run begins at 0. Raises like ``read_scripts`` and ``write_scripts``.
     """
     trace = read_scripts(source, strict=strict)
-    write_scripts(target, trace.scripts, to=to, times=trace.times)
+    scripts, times = trace.scripts, trace.times
+    if start_us is not None:
+        scripts = [replace(one, submitted_us=(one.submitted_us or 0) + start_us) for one in scripts]
+        times = _moved(times, start_us)
+    write_scripts(target, scripts, to=to, times=times)
     return trace
+
+
+def _moved(times: Mapping[str, Times], start_us: int) -> dict[str, Times]:
+    first = min((spans[0][0][0] for spans in times.values()), default=0)
+    by = start_us - first
+    return {
+        name: tuple(tuple((start + by, end + by) for start, end in own) for own in spans)
+        for name, spans in times.items()
+    }
 
 
 def write_scripts(
