@@ -15,7 +15,7 @@ from saga.cli import main
 from saga.sim.hardware import CLUSTERS
 from saga.sim.workload import list_workloads
 from saga.traces.script import WorkflowScript
-from saga.traces.scripts import write_scripts
+from saga.traces.writer import write_scripts
 
 SMALL = ["--cluster", "paper-16xa100", "--set", "num_engines=2"]
 QUICK = [*SMALL, "--tasks", "8", "--processes", "1", "--quiet"]

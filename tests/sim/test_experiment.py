@@ -9,7 +9,7 @@ from tests.sim.factory import chat, random_scripts, workflow
 
 from saga.sim.experiment import KNOBS, Experiment, ExperimentError, parse_knobs, run
 from saga.sim.plan import EngineLoss
-from saga.traces.scripts import write_scripts
+from saga.traces.writer import write_scripts
 
 PRESETS = ("vllm", "saga_paper", "saga")
 

@@ -1,5 +1,7 @@
 """Workflow scripts that keep all laws, for property tests."""
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from saga.traces import SessionScript, StepScript, WorkflowScript
@@ -64,3 +66,28 @@ def workflows(draw: st.DrawFn) -> WorkflowScript:
         agent_type=draw(NAMES),
         submitted_us=draw(st.none() | MICROSECONDS),
     )
+
+
+def told_apart(script: WorkflowScript) -> WorkflowScript:
+    """Whole milliseconds, none at once: by the times alone it is clear what came after what.
+
+    A sub-agent begins before its parent's next step, and each gap takes a while.
+    """
+    sessions: list[SessionScript] = []
+    for session in script.sessions:
+        steps = [*map(_whole_ms, session.steps[:-1]), session.steps[-1]]
+        delay_us = session.delay_us // 1000 * 1000
+        if session.parent is not None:
+            spawning = sessions[session.parent].steps[session.spawn_step : -1]
+            if spawning:
+                delay_us = min(delay_us, spawning[0].gap_us - 1000)
+        sessions.append(replace(session, steps=tuple(steps), delay_us=delay_us))
+    return replace(script, sessions=tuple(sessions), submitted_us=0)
+
+
+def _whole_ms(step: StepScript) -> StepScript:
+    gap_us = step.gap_us // 1000 * 1000 + 1000
+    return replace(step, gap_us=gap_us, tool_us=min(step.tool_us // 1000 * 1000, gap_us))
+
+
+several_workflows = st.lists(workflows(), min_size=1, max_size=3, unique_by=lambda one: one.id)

@@ -1,5 +1,6 @@
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,20 @@ ONE_OF_EACH = {
     "saga": '{"format": "saga.scripts.v1"}\n{"id": "a", "sessions": [{"steps": '
     '[{"kept_tokens": 0, "new_tokens": 3, "output_tokens": 4}]}]}',
     "run": RUN,
+    "dynamo": '{"schema": "dynamo.agent.trace.v1", "event_type": "request_end", '
+    '"event_time_unix_ms": 5, "request": {"request_id": "r", "input_tokens": 3, '
+    '"output_tokens": 4}}',
+    "agentic-mooncake": '{"request_id": "r", "input_length": 3, "output_length": 4, '
+    '"hash_ids": [1]}',
+    "aiperf-dag": '{"session_id": "s", "turns": [{"messages": [{"role": "user", '
+    '"content": "abcdefgh"}], "max_tokens": 4}]}',
+    "mini-swe-agent": '{"info": {}, "messages": [{"role": "user", "content": "go"}, '
+    '{"role": "assistant", "content": "done"}]}',
+    "otel": '{"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": "t", "spanId": "s", '
+    '"startTimeUnixNano": "1", "endTimeUnixNano": "2", "attributes": [{"key": '
+    '"gen_ai.operation.name", "value": {"stringValue": "chat"}}, {"key": '
+    '"gen_ai.usage.input_tokens", "value": {"intValue": "3"}}, {"key": '
+    '"gen_ai.usage.output_tokens", "value": {"intValue": "4"}}]}]}]}]}',
 }
 
 
@@ -79,6 +94,13 @@ def test_the_second_task_of_a_name_is_a_problem(tmp_path: Path) -> None:
     assert trace.problems == [Problem(2, "task 'a' was in line 1 already")]
 
 
+def test_of_a_name_that_comes_again_the_first_times_count(tmp_path: Path) -> None:
+    later = RUN.replace('"at":5', '"at":50').replace('"at":9', '"at":90')
+    trace = read_scripts(write(tmp_path, RUN, later))
+    assert len(trace.scripts) == len(trace.problems) == 1
+    assert trace.times == {"w": (((5, 9),),)}
+
+
 @pytest.mark.parametrize("content", [b"", b"\n\n", gzip.compress(b"")])
 def test_an_empty_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = write(tmp_path, content)
@@ -112,6 +134,41 @@ def test_of_a_cut_off_gzip_file_the_whole_lines_remain(tmp_path: Path) -> None:
     (problem,) = trace.problems
     assert problem.line == len(trace.scripts) + 1
     assert problem.reason.startswith("the gzip data is damaged from here on: ")
+
+
+@pytest.mark.parametrize("kind", ["agent", "dynamo", "otel", "mini-swe-agent"])
+def test_one_document_over_many_lines_is_one_record(tmp_path: Path, kind: str) -> None:
+    pretty = json.dumps(json.loads(ONE_OF_EACH[kind]), indent=2)
+    trace = read_scripts(write(tmp_path, pretty), strict=True)
+    plain = read_scripts(write(tmp_path, ONE_OF_EACH[kind]), strict=True)
+    assert trace.scripts == plain.scripts
+
+
+def test_lines_after_what_looks_like_a_document_are_read(tmp_path: Path) -> None:
+    trace = read_scripts(write(tmp_path, '{"task": {', json.dumps(TASK)))
+    assert len(trace.scripts) == 1
+    assert [problem.line for problem in trace.problems] == [1]
+
+
+def test_what_is_read_is_not_held(tmp_path: Path) -> None:
+    """Of a file of 20 MB little is needed at any time."""
+    request = json.loads(ONE_OF_EACH["dynamo"])
+    hashes = [*range(10**18, 10**18 + 5000)]
+    replay = {"trace_block_size": 1, "input_length": 5000, "input_sequence_hashes": hashes}
+    path = tmp_path / "trace.jsonl"
+    with path.open("w") as file:
+        for number in range(200):
+            request["request"] |= {"request_id": f"r{number}", "replay": replay}
+            file.write(json.dumps(request | {"agent_context": {"session_id": "s"}}) + "\n")
+    tracemalloc.start()
+    try:
+        trace = read_scripts(path, strict=True)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert trace.scripts[0].num_steps == 200
+    assert path.stat().st_size > 20e6
+    assert peak < 2e6
 
 
 @given(st.integers(2, 200), st.binary(min_size=1, max_size=3))
@@ -151,7 +208,31 @@ agent_fields = st.sampled_from(
 )
 
 other_fields = st.sampled_from(
-    ["hash_ids", "ts_ms", "timestamp", "in", "out", "t", "format", "sessions", "id", "hash_scope"]
+    [
+        "hash_ids",
+        "ts_ms",
+        "timestamp",
+        "in",
+        "out",
+        "t",
+        "format",
+        "sessions",
+        "id",
+        "hash_scope",
+        "schema",
+        "event",
+        "event_type",
+        "request",
+        "request_id",
+        "input_length",
+        "output_length",
+        "wait_for",
+        "session_id",
+        "turns",
+        "messages",
+        "info",
+        "resourceSpans",
+    ]
 )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from saga.cli.common import Commands, console_for, prepared, warn
-from saga.traces import read_scripts, trace_stats
+from saga.traces import WRITERS, convert, read_scripts, trace_stats
 
 if TYPE_CHECKING:
     from saga.sim.replay import Replay
@@ -23,6 +25,15 @@ def add(commands: Commands) -> None:
     stats.add_argument("file", type=Path)
     stats.add_argument("--strict", action="store_true")
     stats.set_defaults(call=_stats)
+    convert = actions.add_parser("convert", help="write a trace in the format of another tool")
+    convert.add_argument("file", type=Path)
+    convert.add_argument("out", type=Path, help=".gz in the name compresses")
+    convert.add_argument("--to", required=True, choices=list(WRITERS), metavar="FORMAT",
+                         help=", ".join(WRITERS))  # fmt: skip
+    convert.add_argument("--strict", action="store_true", help="stop at the first unusable record")
+    convert.add_argument("--start", type=datetime.fromisoformat, metavar="TIME",
+                         help="of the first call, like 2026-01-31T12:00+00:00")  # fmt: skip
+    convert.set_defaults(call=_convert)
     replay = actions.add_parser(
         "replay", help="what other presets would have made of a recorded run (simulated)"
     )
@@ -40,6 +51,28 @@ def _stats(arguments: argparse.Namespace) -> int:
     trace = read_scripts(arguments.file, strict=arguments.strict)
     warn(trace.problems, arguments.file)
     print(json.dumps(trace_stats(trace), indent=2, ensure_ascii=False))
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    start = arguments.start
+    trace = convert(
+        arguments.file,
+        prepared(arguments.out),
+        arguments.to,
+        strict=arguments.strict,
+        start_us=None if start is None else round(start.timestamp() * 1e6),
+    )
+    warn(trace.problems, arguments.file)
+    for note in trace.notes:
+        print(f"saga: {arguments.file}: {note}", file=sys.stderr)
+    sessions = sum(len(script.sessions) for script in trace.scripts)
+    steps = sum(script.num_steps for script in trace.scripts)
+    print(
+        f"{len(trace.scripts)} workflows, {sessions} sessions, {steps} steps "
+        f"from {trace.kind} to {arguments.to}: {arguments.out}\n"
+        f"{arguments.to} leaves out: {WRITERS[arguments.to].leaves_out}"
+    )
     return 0
 
 

@@ -5,10 +5,11 @@ from saga.traces.check import check_script
 from saga.traces.reader import read_scripts
 from saga.traces.run import TraceWriter
 from saga.traces.script import SessionScript, StepScript, WorkflowScript
-from saga.traces.scripts import write_scripts
 from saga.traces.stats import trace_stats
+from saga.traces.writer import WRITERS, convert, write_scripts
 
 __all__ = [
+    "WRITERS",
     "Problem",
     "SessionScript",
     "StepScript",
@@ -17,6 +18,7 @@ __all__ = [
     "TraceWriter",
     "WorkflowScript",
     "check_script",
+    "convert",
     "read_scripts",
     "trace_stats",
     "write_scripts",

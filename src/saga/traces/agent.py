@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from saga.traces.base import Line, ReadLog, RecordError, microseconds
 from saga.traces.records import PromptTokens, Seconds, Tokens, decode
+from saga.traces.reuse import kept_tokens
 from saga.traces.script import SessionScript, StepScript, WorkflowScript
 
 
@@ -143,8 +144,7 @@ def _check_starts(steps: Sequence[Step]) -> None:
 def _kept_tokens(before: Step, step: Step, block: int, prefix_tokens: int, log: ReadLog) -> int:
     """Tokens of the prompt shared with the context that ``before`` left.
 
-    The files count against prompts only, whole blocks of them where they have blocks. A prompt that
-    goes on from the whole previous prompt and has room for its output begins with that output too.
+    The files count against prompts only, whole blocks of them where they have blocks.
     """
     if step.reset or step.kept_tokens is None:
         log.note("prompts with unknown reuse, played as keeping no more than the declared prefix")
@@ -154,9 +154,9 @@ def _kept_tokens(before: Step, step: Step, block: int, prefix_tokens: int, log: 
         kept = min(kept, step.keep_prev_blocks * block)
     if kept > before.context:
         log.note("prompts sharing more with an older prompt than the previous context is long")
-    if kept + block > before.prompt_tokens and step.prompt_tokens >= before.context:
-        kept = before.context
-    return min(kept, before.context, step.prompt_tokens - 1)
+    return kept_tokens(
+        kept, block, step.prompt_tokens, (before.prompt_tokens, before.output_tokens)
+    )
 
 
 def _gap_seconds(step: Step, after: Step, log: ReadLog) -> float:

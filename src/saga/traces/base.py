@@ -8,6 +8,9 @@ from pathlib import Path
 
 from saga.traces.script import WorkflowScript
 
+Times = tuple[tuple[tuple[int, int], ...], ...]
+"""When each step of each session of a workflow began and ended, microseconds."""
+
 
 class TraceError(ValueError):
     """A trace that cannot be read; the text names the file and, where there is one, the line."""
@@ -31,11 +34,13 @@ class TraceFile:
 
     path: Path
     kind: str
-    """``saga``, ``run``, ``agent``, ``weka``, ``mooncake`` or ``azure``."""
+    """The name of its format: ``saga``, ``run``, ``agent``, ``weka``, ``mooncake``, ..."""
     scripts: list[WorkflowScript]
     problems: list[Problem]
     notes: list[str]
     """What was assumed where the trace does not tell, with how often."""
+    times: dict[str, Times] = field(default_factory=dict)
+    """By workflow, on the clock of the trace; of the traces that tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,7 @@ class ReadLog:
     strict: bool
     problems: list[Problem] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    times: dict[str, Times] = field(default_factory=dict)
 
     def problem(self, line: int, reason: str) -> None:
         if self.strict:

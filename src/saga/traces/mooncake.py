@@ -13,18 +13,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from saga.traces.base import Line, ReadLog, RecordError
-from saga.traces.records import MAX_SECONDS, PromptTokens, Tokens, decode
+from saga.traces.records import Milliseconds, PromptTokens, Tokens, decode
 from saga.traces.script import SessionScript, StepScript, WorkflowScript
 
 BLOCK_TOKENS = 512
-
-Milliseconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS * 1000)]
 
 
 class Request(Struct, rename={"at": "ts_ms", "prompt": "in", "output": "out"}):

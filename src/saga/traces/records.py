@@ -17,6 +17,7 @@ Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 PromptTokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
 Seconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
 """At most some thousand years, so that every time fits an int64 of microseconds."""
+Milliseconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS * 1000)]
 
 T = TypeVar("T")
 

@@ -19,9 +19,9 @@ import saga
 from saga.core.actions import Action
 from saga.core.events import Event, WorkflowDone, WorkflowSubmitted
 from saga.traces.base import Line, ReadLog, RecordError, TraceError
-from saga.traces.check import check_script
 from saga.traces.records import MAX_SECONDS, PromptTokens, Tokens, decode
-from saga.traces.script import SessionScript, StepScript, WorkflowScript
+from saga.traces.script import WorkflowScript
+from saga.traces.timeline import Call, Track, script_of
 
 RUN_FORMAT = "saga.trace.v1"
 
@@ -157,45 +157,26 @@ _EVENTS: dict[str, msgspec.json.Decoder[_Event]] = {
 """The events that tell what a workflow did. The others tell what became of it."""
 
 
-@dataclass(slots=True)
-class _Step:
-    """A request that was served."""
-
-    prompt_tokens: int
-    output_tokens: int
-    tool: str | None
-    arrived: int
-    finished: int
-    ready: int
-    """When nothing was waited for any more: its end, or that of sub-agents."""
-    returned: int | None = None
-    """When its session asked again."""
-
-
 @dataclass(slots=True, eq=False)
-class _Session:
-    parent: _Session | None = None
-    spawn_step: int = 0
-    steps: list[_Step] = field(default_factory=list)
+class _Session(Track):
     unserved: str | None = None
     """The latest request, unless it was served."""
 
     def ask(self, event: _Arrived) -> None:
         self.unserved = event.request
-        if self.steps and self.steps[-1].returned is None:
-            self.steps[-1].returned = event.at
+        if self.calls and self.calls[-1].returned_us is None:
+            self.calls[-1].returned_us = event.at
 
     def serve(self, arrived: _Arrived, event: _Finished) -> None:
         if self.unserved == event.request:
             self.unserved = None
-        self.steps.append(
-            _Step(
+        self.calls.append(
+            Call(
                 prompt_tokens=arrived.prompt_tokens,
                 output_tokens=event.output_tokens,
                 tool=event.tool,
-                arrived=arrived.at,
-                finished=event.at,
-                ready=event.at,
+                start_us=arrived.at,
+                end_us=event.at,
             )
         )
 
@@ -294,11 +275,11 @@ class RunReader:
             self.log.note("sessions without a parent, played as sub-agents of the first one")
         name = next(iter(sessions)) if event.parent is None else event.parent
         parent = sessions.get(name)
-        if parent is None or not parent.steps:
+        if parent is None or not parent.calls:
             raise RecordError(
                 f"session {event.session!r} was opened before a step of its parent {name!r} ended"
             )
-        sessions[event.session] = _Session(parent, len(parent.steps) - 1)
+        sessions[event.session] = _Session(parent, len(parent.calls) - 1)
 
 
 def read_run(lines: Iterable[Line], log: ReadLog) -> Iterator[tuple[int, WorkflowScript]]:
@@ -322,67 +303,11 @@ def _script(workflow: _Workflow, log: ReadLog) -> WorkflowScript:
             raise RecordError(
                 f"workflow {workflow.id!r} ended before its request {session.unserved!r} did"
             )
-    sessions = [session for session in workflow.sessions.values() if session.steps]
-    numbers = {session: number for number, session in enumerate(sessions)}
-    # Sub-agents first: they tell what their parents waited for.
-    scripts = [_session_script(session, numbers, log) for session in reversed(sessions)]
-    script = WorkflowScript(
+    return script_of(
+        list(workflow.sessions.values()),
+        log,
         id=workflow.id,
-        sessions=tuple(reversed(scripts)),
         tenant=workflow.submitted.tenant,
         agent_type=workflow.submitted.agent_type,
         submitted_us=workflow.submitted.at,
     )
-    try:
-        check_script(script)
-    except ValueError as error:
-        raise RecordError(str(error)) from None
-    return script
-
-
-def _session_script(
-    session: _Session, numbers: Mapping[_Session, int], log: ReadLog
-) -> SessionScript:
-    """A parent that asks again only after a sub-agent's end is taken to have waited for it."""
-    steps = tuple(_step_scripts(session.steps, log))
-    if session.parent is None:
-        return SessionScript(steps=steps)
-    spawning = session.parent.steps[session.spawn_step]
-    end = session.steps[-1].finished
-    blocking = spawning.returned is not None and spawning.returned >= end
-    if blocking:
-        spawning.ready = max(spawning.ready, end)
-    return SessionScript(
-        steps=steps,
-        parent=numbers[session.parent],
-        spawn_step=session.spawn_step,
-        delay_us=session.steps[0].arrived - spawning.finished,
-        blocking=blocking,
-    )
-
-
-def _step_scripts(steps: Sequence[_Step], log: ReadLog) -> Iterator[StepScript]:
-    """A prompt that has room for the context before it is taken to begin with it."""
-    context = 0
-    for step in steps:
-        grows = step.prompt_tokens >= context
-        if not grows:
-            log.note("prompts shorter than the context before, played as keeping nothing of it")
-        if step.output_tokens == 0:
-            log.note("steps without output, played with 1 token")
-        kept = min(context, step.prompt_tokens - 1) if grows else 0
-        yield StepScript(
-            kept_tokens=kept,
-            new_tokens=step.prompt_tokens - kept,
-            output_tokens=max(step.output_tokens, 1),
-            tool=step.tool,
-            gap_us=0 if step is steps[-1] else _gap_us(step, log),
-        )
-        context = step.prompt_tokens + step.output_tokens
-
-
-def _gap_us(step: _Step, log: ReadLog) -> int:
-    if step.returned is None:
-        log.note("steps that overlap the next one of their session, played one after another")
-        return 0
-    return step.returned - step.ready

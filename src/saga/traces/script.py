@@ -6,6 +6,8 @@ read all of it; schedulers and policies never see one.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -70,6 +72,19 @@ class WorkflowScript:
     @property
     def num_steps(self) -> int:
         return sum(len(session.steps) for session in self.sessions)
+
+    def in_order(self) -> Iterator[tuple[int, int]]:
+        """All steps as (session, step): a sub-agent's follow the step that spawned it."""
+        spawned: defaultdict[tuple[int | None, int], list[int]] = defaultdict(list)
+        for number, session in enumerate(self.sessions):
+            spawned[session.parent, session.spawn_step].append(number)
+        waiting = [(0, 0)]
+        while waiting:
+            number, index = waiting.pop()
+            yield number, index
+            if index + 1 < len(self.sessions[number].steps):
+                waiting.append((number, index + 1))
+            waiting += [(child, 0) for child in reversed(spawned[number, index])]
 
     @property
     def max_context_tokens(self) -> int:
