@@ -61,7 +61,9 @@ class Announcer:
         self._rests: dict[str, float] = {}
         """Until when, by URL; of few gateways."""
 
-    def tell(self, answered: Answered | None, workflow: str | None, kind: str, **what: Any) -> None:
+    def tell(
+        self, answered: Answered | None, workflow: str | None, kind: str, /, **what: Any
+    ) -> None:
         """An event of a workflow, for the gateway that answered its last step."""
         if answered is None or not workflow:
             return

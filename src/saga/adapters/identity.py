@@ -84,7 +84,8 @@ class Answered:
         return f"Answered({self.url!r}, session={self.session!r})"  # no keys in anybody's logs
 
 
-_told: ContextVar[Identity] = ContextVar("saga_told", default=Identity())
+_NOTHING: Final = Identity()
+_told: ContextVar[Identity] = ContextVar("saga_told", default=_NOTHING)
 _step: ContextVar[Step | None] = ContextVar("saga_step", default=None)
 
 
@@ -106,7 +107,7 @@ def identified(**told: Any) -> Iterator[Identity]:
 def current_step() -> Step | None:
     """The step of the code that runs; None if nothing is known of it."""
     step, told = _step.get(), _told.get()
-    if told == Identity():
+    if told == _NOTHING:
         return step
     if step is None:
         return Step(told)

@@ -17,6 +17,9 @@ HOOKS: Final[Mapping[str, str]] = {
     "httpx2": "saga.adapters.outgoing",
     "langgraph.pregel": "saga.adapters.frameworks.langgraph",
     "agents": "saga.adapters.frameworks.openai_agents",
+    "crewai": "saga.adapters.frameworks.crewai",
+    "google.adk.plugins.plugin_manager": "saga.adapters.frameworks.adk",
+    "autogen_agentchat.teams": "saga.adapters.frameworks.autogen",
 }
 """By the module that is waited for: one with ``install(module)``, which gives an undo."""
 

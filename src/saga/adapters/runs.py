@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
+from contextvars import ContextVar
+from dataclasses import replace
 from typing import Final, Generic, TypeVar
 
 from saga.adapters.announce import Announcer, announcer
@@ -41,17 +43,32 @@ class Kept(Generic[K, V]):
             return self._values.pop(key, None)
 
 
+class _Tool:
+    """A tool call, and the step that made it."""
+
+    __slots__ = ("name", "runs", "step")
+
+    def __init__(self, name: str, step: Step) -> None:
+        self.name = name
+        self.step = step
+        self.runs = True
+
+
+_inside: ContextVar[_Tool | None] = ContextVar("saga_tool", default=None)
+
+
 class Runs(Generic[K]):
     """Requests and tool calls under way, by the name that a framework gives to each.
 
     ``place`` is where in the program a session works (a graph, a run of an agent): the tools that
-    run there are called by the last step made there.
+    run there are called by the last step made there. What a tool asks a model is part of the
+    workflow that called it, in whichever framework either is written.
     """
 
     def __init__(self, announcer: Announcer = announcer) -> None:
         self._announcer = announcer
         self._before: Kept[K, tuple[Step, Step | None]] = Kept()
-        self._tools: Kept[K, tuple[Step, str]] = Kept()
+        self._tools: Kept[K, _Tool] = Kept()
         self._last: Kept[Hashable, Step] = Kept()
         self._of_workflow: Kept[str | None, Step] = Kept()
         self._announced: Kept[str, str] = Kept()
@@ -59,7 +76,7 @@ class Runs(Generic[K]):
 
     def begin(self, key: K, place: Hashable, identity: Identity) -> None:
         """Requests of this context are this step's until ``end``."""
-        step, before = begin_step(identity)
+        step, before = begin_step(_called(identity))
         self._before.put(key, (step, before))
         self._last.put(place, step)
         self._of_workflow.put(identity.workflow, step)
@@ -79,14 +96,16 @@ class Runs(Generic[K]):
     def begin_tool(self, key: K, place: Hashable, tool: str) -> None:
         step = self._last.get(place)
         if step is not None:
-            self._tools.put(key, (step, tool))
+            called = _Tool(tool, step)
+            _inside.set(called)
+            self._tools.put(key, called)
             self._tell(step, "tool.start", tool=tool)
 
     def end_tool(self, key: K) -> None:
         known = self._tools.pop(key)
         if known is not None:
-            step, tool = known
-            self._tell(step, "tool.end", tool=tool)
+            known.runs = False  # the variable may be another context's to set back
+            self._tell(known.step, "tool.end", tool=known.name)
 
     def finish(self, workflow: str) -> None:
         """No more steps of it will come."""
@@ -99,8 +118,19 @@ class Runs(Generic[K]):
         step = self._last.get(place)
         return None if step is None else step.identity.session
 
-    def _tell(self, step: Step, kind: str, **what: str) -> None:
+    def _tell(self, step: Step, kind: str, /, **what: str) -> None:
         answered = step.answered
         if answered is not None:
             workflow = step.identity.workflow
             self._announcer.tell(answered, workflow, kind, session=answered.session, **what)
+
+
+def _called(identity: Identity) -> Identity:
+    """The identity, as a part of the workflow whose tool makes the request."""
+    tool = _inside.get()
+    if tool is None or not tool.runs or identity.parent is not None:
+        return identity
+    above = tool.step.identity
+    if above.workflow is None or above.session in (None, identity.session):
+        return identity
+    return replace(identity, workflow=above.workflow, parent=above.session)

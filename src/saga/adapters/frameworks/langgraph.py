@@ -43,9 +43,7 @@ class Handler(BaseCallbackHandler):
     # ---- which run is part of which
 
     @silent
-    def on_chain_start(
-        self, serialized: Any, inputs: Any, *, run_id: UUID, **more: Any
-    ) -> None:
+    def on_chain_start(self, serialized: Any, inputs: Any, *, run_id: UUID, **more: Any) -> None:
         self._enter(run_id, **more)
 
     @silent
@@ -147,7 +145,8 @@ def _graph_of(metadata: dict[str, Any]) -> tuple[list[str], str]:
 
 
 def install(module: ModuleType) -> Undo:
-    handler: ContextVar[Handler | None] = ContextVar("saga_langgraph", default=Handler())
+    one = Handler()
+    handler: ContextVar[Handler | None] = ContextVar("saga_langgraph", default=one)
     context.register_configure_hook(handler, inheritable=True)
 
     def undo() -> None:

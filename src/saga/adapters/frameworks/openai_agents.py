@@ -71,7 +71,7 @@ class Processor(TracingProcessor):
         name, data = span.span_id, span.span_data
         run, tool = self._spans.get(span.parent_id) or (None, None)
         if data.type == "task" or (data.type == "agent" and (run is None or tool is not None)):
-            run, tool = _Run(name, run and run.session, tool), None
+            run, tool = _Run(name, run.session if run else None, tool), None
         if run is not None:
             if data.type == "agent":
                 self._work(trace, run, data.name)

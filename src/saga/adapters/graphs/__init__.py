@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Final
 
-from saga.adapters.graphs import langgraph, openai_agents
+from saga.adapters.graphs import adk, autogen, crewai, langgraph, openai_agents
 
-FRAMEWORKS: Final[Sequence[ModuleType]] = (langgraph, openai_agents)
+FRAMEWORKS: Final[Sequence[ModuleType]] = (langgraph, openai_agents, crewai, autogen, adk)
 """The first one that recognises an object reads it."""
 
 
