@@ -40,8 +40,8 @@ def mermaid(graph: Graph) -> str:
     for edge in graph.get("edges", ()):
         arrow = "-.->" if edge.get("conditional") else "-->"
         told = _entities(_edge(edge))
-        said = f'|"{told}"| ' if told else ""
-        lines.append(f"    {_at(ids, edge['source'])} {arrow} {said}{_at(ids, edge['target'])}")
+        said = f'|"{told}"|' if told else ""
+        lines.append(f"    {_at(ids, edge['source'])} {arrow}{said} {_at(ids, edge['target'])}")
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""OpenAI Agents SDK: no line of the application, as long as its tracing is on.
+"""OpenAI Agents SDK: no line of the application, as long as it does not disable tracing.
 
 A trace, or a group of traces, is a workflow. A run that begins with one agent is a session over
 all its turns, and over those of agents that take over. An agent that is called as a tool is a
@@ -121,12 +121,19 @@ def _identity(trace: _Trace, run: _Run) -> Identity:
 
 
 def install(module: ModuleType) -> Undo:
+    """Stays when the application sets processors of its own, as it does to send traces nowhere."""
+    provider: Any = get_trace_provider()
     processor = Processor()
-    module.add_trace_processor(processor)
+    set_processors = provider.set_processors
+
+    def keep(processors: list[Any]) -> None:
+        set_processors([*processors, processor])
 
     def undo() -> None:
-        provider: Any = get_trace_provider()
+        provider.set_processors = set_processors
         rest = [one for one in provider._multi_processor._processors if one is not processor]
-        provider.set_processors(rest)
+        set_processors(rest)
 
+    provider.set_processors = keep
+    provider.register_processor(processor)
     return undo

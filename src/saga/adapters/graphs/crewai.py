@@ -39,8 +39,7 @@ def _crew(crew: Any) -> dict[str, Any]:
     """Its tasks one after another; one that is given the results of others waits for them."""
     draft = Draft()
     names = {
-        id(task): draft.node(task.name or f"{number}: {task.agent.role}" if task.agent else number)
-        for number, task in enumerate(crew.tasks, 1)
+        id(task): draft.node(_name(number, task)) for number, task in enumerate(crew.tasks, 1)
     }
     before = None
     for task in crew.tasks:
@@ -52,3 +51,9 @@ def _crew(crew: Any) -> dict[str, Any]:
             draft.edge(before, name, join="all" if waits_for else None)
         before = name
     return draft.document(list(names.values())[:1])
+
+
+def _name(number: int, task: Any) -> str:
+    """A task without a name is known by its agent: its description is a prompt."""
+    role = task.agent.role.strip() if task.agent else "task"
+    return task.name or f"{number}: {role}"
