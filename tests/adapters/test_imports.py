@@ -32,7 +32,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def watch(*names: str, seen: list[ModuleType]) -> Watch:
-    one = Watch({name: seen.append for name in names})
+    one = Watch(dict.fromkeys(names, seen.append))
     one.begin()
     return one
 

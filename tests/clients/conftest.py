@@ -19,6 +19,8 @@ from tests.gateway.live import Live, engine, gateway
 
 NEEDED = {
     "test_documents.py": "langchain",
+    "test_graphs.py": "agent_framework",
+    "test_hooks.py": "agents",
     "test_langgraph.py": "langchain",
     "test_openai_agents.py": "agents",
 }

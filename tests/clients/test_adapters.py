@@ -82,17 +82,17 @@ def test_the_program_does_the_same(app: App) -> None:
         with tapped(direct) as tap:
             assert run(app, tap.url) == said
             assert announced(tap) == []
-    with gateway(engines=1, engine_options=ENGINE) as through:
-        with tapped(through.url, broken="/events$") as tap:
-            assert run(app, tap.url) == said
-            assert len(announced(tap)) > 0
+    with (
+        gateway(engines=1, engine_options=ENGINE) as through,
+        tapped(through.url, broken="/events$") as tap,
+    ):
+        assert run(app, tap.url) == said
+        assert len(announced(tap)) > 0
 
 
 @each_app
 @pytest.mark.filterwarnings("ignore")  # a framework's own, while it is imported
-def test_the_gateway_takes_the_graph(
-    live: Live, app: App, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_gateway_takes_the_graph(live: Live, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", f"{live.url}/v1")
     graph = graph_of(program(app).workflow())
     status, told, _ = ask(f"{live.url}/v1/saga/graphs/{app.name}", graph, method="PUT")

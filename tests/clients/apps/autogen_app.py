@@ -31,9 +31,7 @@ def workflow() -> Any:
     )
     checker = AssistantAgent("checker", model_client=model, system_message="You check.")
     graph = DiGraphBuilder().add_node(helper).add_node(checker).add_edge(helper, checker).build()
-    return GraphFlow(
-        [helper, checker], graph=graph, termination_condition=MaxMessageTermination(9)
-    )
+    return GraphFlow([helper, checker], graph=graph, termination_condition=MaxMessageTermination(9))
 
 
 if __name__ == "__main__":

@@ -21,13 +21,9 @@ def order_status(order: str = "A-1") -> str:
 
 def workflow() -> Any:
     llm = LLM(model="openai/tiny", base_url=os.environ["OPENAI_BASE_URL"])
-    helper = Agent(
-        role="Helper", goal="help", backstory="You help.", llm=llm, tools=[order_status]
-    )
+    helper = Agent(role="Helper", goal="help", backstory="You help.", llm=llm, tools=[order_status])
     checker = Agent(role="Checker", goal="check", backstory="You check.", llm=llm)
-    find = Task(
-        name="find", description="Where is it?", expected_output="A place.", agent=helper
-    )
+    find = Task(name="find", description="Where is it?", expected_output="A place.", agent=helper)
     check = Task(description="Check it.", expected_output="A verdict.", agent=checker)
     return Crew(agents=[helper, checker], tasks=[find, check])
 

@@ -36,13 +36,15 @@ class Hooks:
     def team(self, run_stream: Any) -> Any:
         @functools.wraps(run_stream)
         async def hooked(team: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            # The runtime's tasks begin inside of this, and so know the team.
-            _team.set(self._id(team))
+            # The runtime's tasks begin inside of this, and so know the team. A team in a team works
+            # for that.
+            outer = _team.get()
+            _team.set(outer or self._id(team))
             try:
                 async for message in run_stream(team, *args, **kwargs):
                     yield message
             finally:
-                _team.set(None)
+                _team.set(outer)
 
         return hooked
 

@@ -9,9 +9,27 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Final
 
-from saga.adapters.graphs import adk, autogen, crewai, langgraph, openai_agents
+from saga.adapters.graphs import (
+    adk,
+    agent_framework,
+    autogen,
+    crewai,
+    langgraph,
+    llama_index,
+    openai_agents,
+    strands,
+)
 
-FRAMEWORKS: Final[Sequence[ModuleType]] = (langgraph, openai_agents, crewai, autogen, adk)
+FRAMEWORKS: Final[Sequence[ModuleType]] = (
+    langgraph,
+    openai_agents,
+    crewai,
+    strands,
+    autogen,
+    agent_framework,
+    llama_index,
+    adk,
+)
 """The first one that recognises an object reads it."""
 
 

@@ -38,9 +38,7 @@ def _flow(flow: Any) -> dict[str, Any]:
 def _crew(crew: Any) -> dict[str, Any]:
     """Its tasks one after another; one that is given the results of others waits for them."""
     draft = Draft()
-    names = {
-        id(task): draft.node(_name(number, task)) for number, task in enumerate(crew.tasks, 1)
-    }
+    names = {id(task): draft.node(_name(number, task)) for number, task in enumerate(crew.tasks, 1)}
     before = None
     for task in crew.tasks:
         name = names[id(task)]
