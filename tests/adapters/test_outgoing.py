@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace as Shape
 from typing import Any
 
 import httpx2
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saga import wire
-from saga.adapters import Identity, identified, install, uninstall
+from saga.adapters import Identity, identified, install, outgoing, uninstall
 from saga.adapters.identity import Answered, begin_step, end_step
 from saga.adapters.outgoing import BASE_URL, add_headers, gateway_of, is_addressed
 
@@ -219,6 +220,63 @@ def test_a_hook_that_somebody_wrapped_stays_there_and_says_nothing(server: Serve
             assert ask(server) == {}
     finally:
         httpx2.Client.send = hooked.__wrapped__  # type: ignore[attr-defined,method-assign] # undo
+
+
+class Raises:
+    """Whatever is asked of it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __contains__(self, item: object) -> bool:
+        raise RuntimeError
+
+
+odd = st.one_of(
+    st.none(),
+    st.integers(),
+    st.text(),
+    st.builds(Raises),
+    st.builds(
+        Shape,
+        url=st.one_of(st.none(), st.text(), st.just("http://h/v1/messages"), st.builds(Odd)),
+        headers=st.one_of(
+            st.none(), st.builds(Raises), st.dictionaries(st.text(), st.integers() | st.text())
+        ),
+    ),
+)
+
+
+@given(request=odd, answer=odd, by_name=st.booleans(), fails=st.booleans())
+def test_an_application_gets_what_its_client_gives(
+    request: Any, answer: Any, by_name: bool, fails: bool
+) -> None:
+    """Whatever requests and answers are like, and whatever else the client is called with."""
+
+    sent: list[Any] = []
+
+    def send(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if fails:
+            raise ZeroDivisionError
+        sent.append((args, kwargs))
+        return answer
+
+    async def send_awaited(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return send(self, *args, **kwargs)
+
+    module = Shape(
+        Client=type("Client", (), {"send": send}),
+        AsyncClient=type("AsyncClient", (), {"send": send_awaited}),
+    )
+    args, kwargs = ((), {"request": request}) if by_name else ((request, 1), {"stream": True})
+    undo = outgoing.install(module)
+    with identified(workflow="w"), suppress(ZeroDivisionError):
+        assert module.Client().send(*args, **kwargs) is answer
+        assert asyncio.run(module.AsyncClient().send(*args, **kwargs)) is answer
+    assert sent == ([] if fails else [(args, kwargs)] * 2)
+    undo()
+    assert module.Client.send is send
+    assert module.AsyncClient.send is send_awaited
 
 
 @given(st.text())

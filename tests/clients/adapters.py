@@ -62,6 +62,10 @@ APPS = [
             "autogen", "autogen_agentchat", [4, 1], ["helper", "checker"],
             {"order_status"}, [None, None], {"helper", "checker"},
         ),
+        App(
+            "strands", "strands", [4, 1], ["helper", "checker"],
+            {"order_status"}, [None, None], {"helper", "checker"},
+        ),
     )
     if app.is_installed
 ]  # fmt: skip

@@ -19,7 +19,8 @@ HOOKS: Final[Mapping[str, str]] = {
     "agents": "saga.adapters.frameworks.openai_agents",
     "crewai": "saga.adapters.frameworks.crewai",
     "google.adk.plugins.plugin_manager": "saga.adapters.frameworks.adk",
-    "autogen_agentchat.teams": "saga.adapters.frameworks.autogen",
+    "strands": "saga.adapters.frameworks.strands",
+    "autogen_agentchat.agents": "saga.adapters.frameworks.autogen",
 }
 """By the module that is waited for: one with ``install(module)``, which gives an undo."""
 

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator
-from contextvars import ContextVar
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 from uuid import uuid4
-from weakref import WeakKeyDictionary
 
 from autogen_agentchat.agents import AssistantAgent
 from autogen_agentchat.teams import BaseGroupChat
 from autogen_core.tools import BaseTool
 
-from saga.adapters.identity import Identity, current_step
+from saga.adapters.groups import Groups
+from saga.adapters.identity import current_step
 from saga.adapters.runs import Runs
 from saga.adapters.silence import Undo, silent
-
-_team: Final[ContextVar[str | None]] = ContextVar("saga_autogen_team", default=None)
 
 
 class Hooks:
@@ -30,23 +27,7 @@ class Hooks:
 
     def __init__(self, runs: Runs[str] | None = None) -> None:
         self._runs: Runs[str] = runs or Runs()
-        self._ids: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-        """Of teams and of agents that are run alone."""
-
-    def team(self, run_stream: Any) -> Any:
-        @functools.wraps(run_stream)
-        async def hooked(team: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            # The runtime's tasks begin inside of this, and so know the team. A team in a team works
-            # for that.
-            outer = _team.get()
-            _team.set(outer or self._id(team))
-            try:
-                async for message in run_stream(team, *args, **kwargs):
-                    yield message
-            finally:
-                _team.set(outer)
-
-        return hooked
+        self.groups = Groups("saga_autogen_team")
 
     def agent(self, on_messages_stream: Any) -> Any:
         @functools.wraps(on_messages_stream)
@@ -75,10 +56,8 @@ class Hooks:
 
     @silent
     def _begin(self, key: str, agent: Any) -> None:
-        workflow = _team.get() or self._id(agent)
-        session = f"{workflow}/{agent.name}"
-        identity = Identity(workflow=workflow, session=session, agent=agent.name, step=agent.name)
-        self._runs.begin(key, session, identity)
+        identity = self.groups.identity(agent)
+        self._runs.begin(key, identity.session, identity)
 
     @silent
     def _end(self, key: str) -> None:
@@ -94,14 +73,11 @@ class Hooks:
     def _end_tool(self, key: str) -> None:
         self._runs.end_tool(key)
 
-    def _id(self, of: Any) -> str:
-        return self._ids.setdefault(of, f"{of.name}-{uuid4().hex}")
-
 
 def install(module: ModuleType) -> Undo:
     hooks = Hooks()
     places = (
-        (BaseGroupChat, "run_stream", hooks.team),
+        (BaseGroupChat, "run_stream", hooks.groups.around),
         (AssistantAgent, "on_messages_stream", hooks.agent),
         (BaseTool, "run_json", hooks.tool),
     )
