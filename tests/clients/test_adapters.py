@@ -6,7 +6,8 @@ import importlib.util
 import os
 import subprocess
 import sys
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
 from urllib.parse import quote
 
 import pytest
@@ -21,15 +22,26 @@ from saga.adapters import graph_of
 each_app = pytest.mark.parametrize("app", APPS, ids=lambda app: app.name)
 
 
-def run(app: App, url: str, *, hooked: bool = True) -> str:
+TAKEN_OUT = """\
+import importlib, runpy, sys
+from saga.adapters import install, uninstall
+install()
+importlib.import_module(sys.argv[1])
+uninstall()
+runpy.run_path(sys.argv[2], run_name="__main__")
+"""
+
+
+def run(app: App, url: str, how: Literal["hooked", "plain", "taken out"] = "hooked") -> str:
     """What the program prints."""
-    environment = {**os.environ, "NO_PROXY": "*"}
+    environment = {**os.environ, "NO_PROXY": "*", "OPENAI_BASE_URL": f"{url}/v1"}
     environment.pop("OPENAI_API_KEY", None)  # nothing is to be sent anywhere else
     command = [sys.executable, str(app.path)]
-    if hooked:
+    if how == "hooked":
+        del environment["OPENAI_BASE_URL"]
         command = [sys.executable, "-m", "saga.cli", "run", "--gateway", url, "--", *command]
-    else:
-        environment["OPENAI_BASE_URL"] = f"{url}/v1"
+    elif how == "taken out":
+        command = [sys.executable, "-c", TAKEN_OUT, app.package, str(app.path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() != ""
@@ -76,18 +88,23 @@ def test_the_gateway_knows_the_program(live: Live, tap: Tap, app: App) -> None:
 
 @each_app
 def test_the_program_does_the_same(app: App) -> None:
-    """With an engine and no gateway, and with a gateway that takes no announcements."""
-    with engine(**ENGINE) as (direct, _):
-        said = run(app, direct, hooked=False)
-        with tapped(direct) as tap:
-            assert run(app, tap.url) == said
-            assert announced(tap) == []
+    """With an engine and no gateway, with a gateway that takes no announcements, and after the
+    hooks were taken out, when it also says nothing."""
     with (
+        engine(**ENGINE) as (direct, _),
         gateway(engines=1, engine_options=ENGINE) as through,
-        tapped(through.url, broken="/events$") as tap,
+        tapped(direct) as alone,
+        tapped(through.url, broken="/events$") as deaf,
+        tapped(direct) as silent,
+        ThreadPoolExecutor(4) as pool,
     ):
-        assert run(app, tap.url) == said
-        assert len(announced(tap)) > 0
+        plain = pool.submit(run, app, direct, "plain")
+        others = [pool.submit(run, app, tap.url) for tap in (alone, deaf)]
+        others.append(pool.submit(run, app, silent.url, "taken out"))
+        assert [other.result() for other in others] == [plain.result()] * 3
+    assert announced(alone) == []
+    assert len(announced(deaf)) > 0
+    assert not [name for step in silent.steps for name in step.headers if "saga" in name]
 
 
 @each_app
