@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from saga.adapters import identified
 from saga.adapters.announce import Announcer
 from saga.adapters.identity import Answered, Identity, current_step
 from saga.adapters.runs import Kept, Runs
@@ -91,6 +92,37 @@ def test_what_a_tool_asks_belongs_to_the_workflow_of_the_tool() -> None:
     outer.end_tool("t")
     after = step(inner, "e", Identity(workflow="crew", session="expert"))
     assert after == Identity(workflow="crew", session="expert")
+
+
+def test_a_tool_inside_of_a_tool_ends_before_it() -> None:
+    runs: Runs[str] = Runs(Heard())
+    step(runs, "a", Identity(workflow="w", session="lead"))
+    runs.begin_tool("t", "lead", "ask_expert")
+    for key in "bcd":
+        sent = step(runs, key, Identity(workflow="crew", session="expert"))
+        assert (sent.workflow, sent.parent) == ("w", "lead")
+        runs.begin_tool("u", "expert", "bash")
+        inner = step(runs, "x", Identity(workflow="y", session="z"))
+        assert (inner.workflow, inner.parent) == ("w", "expert")
+        runs.end_tool("u")
+    runs.end_tool("t")
+    assert step(runs, "e", Identity(workflow="crew", session="expert")).parent is None
+
+
+def test_a_part_of_a_workflow_does_not_end_it() -> None:
+    heard = Heard()
+    runs: Runs[str] = Runs(heard)
+    step(runs, "a", Identity(workflow="w", session="lead"))
+    runs.begin_tool("t", "lead", "ask_expert")
+    step(runs, "b", Identity(workflow="crew", session="expert"))
+    runs.finish("crew")
+    runs.end_tool("t")
+    with identified(workflow="ticket"):
+        step(runs, "c", Identity(workflow="thread", session="s"))
+    runs.finish("thread")
+    assert "final" not in [kind for _, kind, _ in heard.events]
+    runs.finish("w")
+    assert heard.events[-1][:2] == ("w", "final")
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans())))

@@ -118,6 +118,32 @@ def test_runs_beside_each_other_are_workflows(tap: Tap, question: str) -> None:
 
 
 @pytest.mark.usefixtures("hooked")
+def test_agents_in_one_node_are_sessions_that_work_for_the_node_before(
+    tap: Tap, question: str
+) -> None:
+    model = chat(tap)
+    first, second = (create_agent(model, [order_status]) for _ in range(2))
+
+    def think(state: Plan) -> dict[str, list[str]]:
+        return {"notes": [model.invoke(question).text]}
+
+    def work(state: Plan) -> dict[str, list[str]]:
+        for agent in (first, second):
+            agent.invoke(saying(question))
+        return {"notes": []}
+
+    graph = StateGraph(Plan)
+    graph.add_sequence([think, work])
+    graph.add_edge(START, "think")
+    graph.compile().invoke({"topics": [], "notes": []})
+    before, *agents = apart(tap)
+    assert [len(steps) for steps in agents] == [4, 4]
+    parents = {step.headers["x-saga-parent-id"] for steps in agents for step in steps}
+    assert parents == {before[0].session}
+    assert len(workflows(tap)) == 1
+
+
+@pytest.mark.usefixtures("hooked")
 def test_the_application_has_the_last_word(tap: Tap, question: str) -> None:
     agent = create_agent(chat(tap), [order_status])
     with identified(workflow="ticket-1"):

@@ -68,7 +68,7 @@ class Announcer:
         if answered is None or not workflow:
             return
         try:
-            event = {"type": kind, **{name: value for name, value in what.items() if value}}
+            event = {"type": kind, **{name: text(value) for name, value in what.items() if value}}
             told = _Told(answered.url, answered.credentials, text(workflow), event)
             self._waiting.put_nowait(told)
             self._start()

@@ -44,13 +44,14 @@ class Kept(Generic[K, V]):
 
 
 class _Tool:
-    """A tool call, and the step that made it."""
+    """A tool call, the step that made it, and the tool call that this is part of."""
 
-    __slots__ = ("name", "runs", "step")
+    __slots__ = ("name", "outer", "runs", "step")
 
-    def __init__(self, name: str, step: Step) -> None:
+    def __init__(self, name: str, step: Step, outer: _Tool | None) -> None:
         self.name = name
         self.step = step
+        self.outer = outer
         self.runs = True
 
 
@@ -96,7 +97,7 @@ class Runs(Generic[K]):
     def begin_tool(self, key: K, place: Hashable, tool: str) -> None:
         step = self._last.get(place)
         if step is not None:
-            called = _Tool(tool, step)
+            called = _Tool(tool, step, _running())
             _inside.set(called)
             self._tools.put(key, called)
             self._tell(step, "tool.start", tool=tool)
@@ -108,9 +109,9 @@ class Runs(Generic[K]):
             self._tell(known.step, "tool.end", tool=known.name)
 
     def finish(self, workflow: str) -> None:
-        """No more steps of it will come."""
+        """No more steps of it will come. One that is part of another workflow is not its end."""
         step = self._of_workflow.pop(workflow)
-        if step is not None:
+        if step is not None and step.identity.workflow == workflow:
             self._announcer.tell(step.answered, step.identity.workflow, "final")
 
     def session(self, place: Hashable) -> str | None:
@@ -125,10 +126,18 @@ class Runs(Generic[K]):
             self._announcer.tell(answered, workflow, kind, session=answered.session, **what)
 
 
+def _running() -> _Tool | None:
+    """The innermost tool that this code is part of."""
+    tool = _inside.get()
+    while tool is not None and not tool.runs:
+        tool = tool.outer
+    return tool
+
+
 def _called(identity: Identity) -> Identity:
     """The identity, as a part of the workflow whose tool makes the request."""
-    tool = _inside.get()
-    if tool is None or not tool.runs or identity.parent is not None:
+    tool = _running()
+    if tool is None or identity.parent is not None:
         return identity
     above = tool.step.identity
     if above.workflow is None or above.session in (None, identity.session):

@@ -23,12 +23,27 @@ SENT: Final = "__pregel_push"
 """Begins the path of a task that was made with ``Send``."""
 
 
+Place = tuple[str, tuple[str, ...]]
+
+
 class _Run(NamedTuple):
-    """One run of LangChain's: which one it belongs to in the end."""
+    """One run of LangChain's, and what it is part of."""
 
     root: str
     is_root: bool
     thread: str | None
+    depth: int
+    """Of graphs around it."""
+    graph: tuple[str, ...]
+    """The runs of sub-graphs that it is in, the outermost first."""
+
+    @property
+    def workflow(self) -> str:
+        return self.thread or self.root
+
+    @property
+    def place(self) -> Place:
+        return self.workflow, self.graph
 
 
 class Handler(BaseCallbackHandler):
@@ -64,9 +79,20 @@ class Handler(BaseCallbackHandler):
         **more: Any,
     ) -> _Run:
         above = None if parent_run_id is None else self._known.get(parent_run_id)
-        thread = (metadata or {}).get("thread_id")
-        thread = str(thread) if thread else above and above.thread
-        run = _Run(above.root if above else str(run_id), parent_run_id is None, thread)
+        if above is None:
+            above = _Run(str(run_id), parent_run_id is None, None, 0, ())
+        told = metadata or {}
+        depth = len(_tasks(told))
+        run = _Run(
+            root=above.root,
+            is_root=parent_run_id is None,
+            thread=str(told.get("thread_id") or above.thread or "") or None,
+            depth=depth,
+            # A task of a graph within a graph: the run above is that of the inner one.
+            graph=(*above.graph, str(parent_run_id))
+            if depth > max(1, above.depth)
+            else above.graph,
+        )
         self._known.put(run_id, run)
         return run
 
@@ -86,19 +112,19 @@ class Handler(BaseCallbackHandler):
         node = (metadata or {}).get("langgraph_node")
         if not metadata or not node:
             return
-        workflow = run.thread or run.root
-        graph, task = _graph_of(metadata)
+        agent = metadata.get("lc_agent_name")
         sent = (metadata.get("langgraph_path") or ("",))[0] == SENT
-        names = [workflow, *graph, task if sent else str(node)]
-        caller = (workflow, "|".join(graph[:-1]))
+        task = _tasks(metadata)[-1] if sent else str(node)
+        names = [run.workflow, *run.graph[-1:], agent, task]
+        caller = (run.workflow, run.graph[:-1])
         identity = Identity(
-            workflow=workflow,
-            session="/".join(names),
-            parent=self._runs.session(caller) if graph else None,
-            agent=metadata.get("lc_agent_name"),
+            workflow=run.workflow,
+            session="/".join(filter(None, names)),
+            parent=self._runs.session(caller) if run.graph else None,
+            agent=agent,
             step=str(node),
         )
-        self._runs.begin(run_id, (workflow, "|".join(graph)), identity)
+        self._runs.begin(run_id, run.place, identity)
 
     def on_llm_start(self, serialized: Any, prompts: Any, **more: Any) -> None:
         self.on_chat_model_start(serialized, prompts, **more)
@@ -125,9 +151,8 @@ class Handler(BaseCallbackHandler):
     ) -> None:
         run = self._enter(run_id, metadata=metadata, **more)
         name = (serialized or {}).get("name") or more.get("name")
-        if name and metadata:
-            graph, _ = _graph_of(metadata)
-            self._runs.begin_tool(run_id, (run.thread or run.root, "|".join(graph)), str(name))
+        if name:
+            self._runs.begin_tool(run_id, run.place, str(name))
 
     @silent
     def on_tool_end(self, output: Any, *, run_id: UUID, **more: Any) -> None:
@@ -138,10 +163,9 @@ class Handler(BaseCallbackHandler):
         self.on_tool_end(None, run_id=run_id)
 
 
-def _graph_of(metadata: dict[str, Any]) -> tuple[list[str], str]:
-    """The tasks that lead to a graph, and the one of that graph that runs: ``node:id`` each."""
-    *graph, task = str(metadata.get("langgraph_checkpoint_ns") or "").split("|")
-    return graph, task
+def _tasks(metadata: dict[str, Any]) -> list[str]:
+    """The tasks of graphs within graphs, ``node:id`` each, down to the one that runs."""
+    return str(metadata.get("langgraph_checkpoint_ns") or "").split("|")
 
 
 def install(module: ModuleType) -> Undo:
