@@ -1,83 +1,121 @@
-"""Quantiles against numpy and against a sorted list; bounded memory."""
+"""Forecasts of one agent type: honest distributions, learned online, and apart from other types."""
 
-from fractions import Fraction
+from __future__ import annotations
 
-import numpy as np
+from random import Random
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga.core.errors import CoreError
-from saga.core.forecast import NO_TOOL, Quantiles, ReturnTimes
+from saga.core.forecast import MAX_TYPES, Forecaster, Forecasts, Progress
+from saga.core.return_times import NO_TOOL
 
-VALUES = st.lists(st.integers(0, 10**9), min_size=1, max_size=80)
-P = st.integers(0, 8).map(lambda k: k / 8)
-"""Exact in binary, so that the rank is not a matter of rounding."""
-
-
-def observed(values: list[int], window: int = 256) -> Quantiles:
-    quantiles = Quantiles(window)
-    for value in values:
-        quantiles.observe(value)
-    return quantiles
+SECOND = 1_000_000
+STEPS = st.tuples(
+    st.one_of(st.none(), st.text(max_size=70)),
+    st.integers(0, 10**9),
+    st.integers(0, 10**13),
+    st.integers(0, 10**9),
+)
+"""Tool, output tokens, return time, new tokens."""
 
 
-@given(VALUES, P)
-def test_nearest_rank_as_numpy_has_it(values: list[int], p: float) -> None:
-    expected = np.quantile(values, p, method="inverted_cdf")
-    assert observed(values).quantile(p) == expected
+def play(model: Forecaster, steps: list[tuple[str | None, int, int, int]]) -> Progress:
+    progress = Progress()
+    for tool, output, gap_us, new_tokens in steps:
+        model.step(progress, tool, output)
+        model.returned(progress, gap_us, new_tokens)
+    return progress
 
 
-@given(VALUES, P)
-def test_the_smallest_observed_value_that_covers_p(values: list[int], p: float) -> None:
-    answer = observed(values).quantile(p)
-    assert answer in values
-    covered = {x: Fraction(sum(v <= x for v in values), len(values)) for x in values}
-    assert answer == min(x for x in values if covered[x] >= p)
+@settings(max_examples=60)
+@given(st.lists(st.lists(STEPS, max_size=8), max_size=6), st.floats(0, 1), st.floats(0, 1))
+def test_forecasts_of_any_traffic_are_distributions(
+    sessions: list[list[tuple[str | None, int, int, int]]], one: float, two: float
+) -> None:
+    model, low, high = Forecaster(), min(one, two), max(one, two)
+    for steps in [*sessions, []]:
+        progress = play(model, steps)
+        for told in (
+            model.return_time(progress),
+            model.tool_time(progress),
+            model.output_tokens(progress),
+            model.new_tokens(progress),
+        ):
+            assert 0 < told.quantile(low) <= told.quantile(high)
+            assert 0 <= told.chance_by(told.quantile(low)) <= 1
+            assert told.typical > 0
+            assert 0 <= told.reliability < 1
+        left = model.steps_left(progress)
+        assert 0 <= left.quantile(low) <= left.quantile(high)
+        assert model.next_tool(progress) != NO_TOOL
+        model.ended(progress)
 
 
-@given(VALUES, P, st.integers(1, 20))
-def test_only_the_window_counts(values: list[int], p: float, window: int) -> None:
-    quantiles = observed(values, window)
-    assert len(quantiles) == min(window, len(values))
-    assert quantiles.quantile(p) == observed(values[-window:]).quantile(p)
+def test_tools_are_told_apart_and_so_are_persons() -> None:
+    model = Forecaster()
+    for _ in range(60):
+        play(model, [("grep", 20, SECOND // 5, 100), ("pytest", 20, 40 * SECOND, 900)])
+        play(model, [(None, 20, 300 * SECOND, 50)])
+    typical = {}
+    for tool in ("grep", "pytest", None):
+        progress = Progress()
+        model.step(progress, tool, 20)
+        typical[tool] = model.return_time(progress).typical
+    assert typical["grep"] == pytest.approx(SECOND / 5, rel=0.3)
+    assert typical["pytest"] == pytest.approx(40 * SECOND, rel=0.3)
+    assert typical[None] == pytest.approx(300 * SECOND, rel=0.3)
 
 
-def test_quantiles_by_hand() -> None:
-    quantiles = observed(list(range(1, 11)))
-    assert [quantiles.quantile(p) for p in (0.0, 0.1, 0.5, 0.9, 0.95, 1.0)] == [1, 1, 5, 9, 10, 10]
-    assert Quantiles().quantile(0.5) is None
+def test_a_slow_session_is_expected_to_stay_slow() -> None:
+    model, chance = Forecaster(), Random(7)
+    for _ in range(60):
+        play(model, [("t", 20, int(SECOND * chance.uniform(0.9, 1.1)), 10)] * 4)
+    slow = play(model, [("t", 20, 3 * SECOND, 10)] * 6)
+    model.step(slow, "t", 20)
+    usual = Progress()
+    model.step(usual, "t", 20)
+    assert model.return_time(slow).typical > 1.3 * model.return_time(usual).typical
 
 
-def test_return_times_are_kept_by_tool() -> None:
-    times = ReturnTimes()
-    times.observe("shell", 5)
-    times.observe(None, 7)
-    assert times.quantile("shell", 0.5) == 5
-    assert times.quantile(None, 0.5) == times.quantile(NO_TOOL, 0.5) == 7
-    assert times.quantile("search", 0.5) is None
+def test_what_was_waited_for_already_is_taken_into_account() -> None:
+    model = Forecaster()
+    for number in range(200):
+        play(model, [("t", 20, SECOND if number % 2 else 100 * SECOND, 10)])
+    progress = Progress()
+    model.step(progress, "t", 20)
+    told = model.return_time(progress)
+    assert told.chance_by(5 * SECOND) == pytest.approx(0.5, abs=0.1)
+    waiting = told.after(5 * SECOND)
+    assert waiting.quantile(0.05) > 50 * SECOND
+    assert waiting.chance_by(5 * SECOND) == 0
+    assert waiting.chance_by(200 * SECOND) > 0.9
 
 
-@given(st.lists(st.sampled_from("abcdef"), max_size=60), st.integers(1, 4))
-def test_the_least_recently_seen_tool_is_forgotten(tools: list[str], max_tools: int) -> None:
-    times = ReturnTimes(max_tools=max_tools)
-    for tool in tools:
-        times.observe(tool, 1)
-    last_seen = list(dict.fromkeys(reversed(tools)))[:max_tools]
-    assert len(times) == len(last_seen)
-    assert {tool for tool in "abcdef" if times.quantile(tool, 0.5) is not None} == set(last_seen)
+def test_steps_left_are_those_of_sessions_that_went_on() -> None:
+    model = Forecaster()
+    for number in range(60):
+        progress = play(model, [("t", 20, SECOND, 10)] * (5 if number % 2 else 20))
+        model.ended(progress)
+    progress = play(model, [("t", 20, SECOND, 10)] * 8)
+    left = model.steps_left(progress)
+    assert left.quantile(0.5) == 12
+    assert left.reliability > 0.8
 
 
-def test_asking_is_not_seeing() -> None:
-    times = ReturnTimes(max_tools=2)
-    times.observe("a", 1)
-    times.observe("b", 1)
-    times.quantile("a", 0.5)
-    times.observe("c", 1)
-    assert times.quantile("a", 0.5) is None
+def test_agent_types_learn_nothing_from_each_other() -> None:
+    forecasts = Forecasts()
+    for _ in range(100):
+        play(forecasts.of("red/agent"), [("secret", 20, 7 * SECOND, 10)] * 3)
+    other, progress = forecasts.of("blue/agent"), Progress()
+    assert other.next_labels(progress) == {}
+    other.step(progress, "secret", 20)
+    assert other.return_time(progress).reliability == 0
 
 
-@pytest.mark.parametrize("sizes", [{"window": 0}, {"max_tools": 0}])
-def test_memory_that_cannot_be(sizes: dict[str, int]) -> None:
-    with pytest.raises(CoreError, match="at least 1"):
-        ReturnTimes(**sizes)
+def test_agent_types_are_bounded() -> None:
+    forecasts = Forecasts()
+    for number in range(2_000):
+        forecasts.of(f"type {number}")
+    assert len(forecasts) <= MAX_TYPES

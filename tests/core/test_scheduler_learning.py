@@ -28,6 +28,25 @@ def test_return_times_are_learned_by_tool() -> None:
     assert times.quantile(None, 1.0) == SECOND
 
 
+def test_tenants_of_a_gateway_learn_nothing_from_each_other() -> None:
+    cluster = FakeCluster("vllm")
+    for tenant, seconds in (("red", 3), ("blue", 9)):
+        name = f"{tenant}/s"
+        cluster.tell(
+            ev.WorkflowSubmitted(
+                at=cluster.now, workflow=name, tenant=tenant, agent_type=f"{tenant}/agent"
+            )
+        )
+        cluster.tell(ev.SessionOpened(at=cluster.now, session=name, workflow=name))
+        step(cluster, name, 1_000, tool="shell")
+        cluster.advance(seconds * SECOND)
+        step(cluster, name, 1_000)
+    times = cluster.scheduler.view.return_times
+    assert times.quantile("shell", 1.0, owner="red") == 3 * SECOND
+    assert times.quantile("shell", 1.0, owner="blue") == 9 * SECOND
+    assert times.quantile("shell", 1.0) is None
+
+
 def test_the_ideal_time_of_finished_workflows_is_learned() -> None:
     """GPU time plus return times: the TCT without any queueing."""
     cluster = FakeCluster("vllm", auto_start=False)

@@ -238,10 +238,31 @@ def test_a_tenant_sees_its_own_graphs_and_decisions(locked: Keyed) -> None:
     live, blue, red = locked.live, locked.tenants["blue"], locked.tenants["red"]
     assert control(live, "graphs/secret", LOOP, method="PUT", headers=blue)[0] == 201
     assert ask(live.url + CHAT, chat("x"), headers={**blue, "x-saga-session-id": "s"})[0] == 200
-    assert control(live, "graphs", headers=red)[1] == {"graphs": []}
+    assert control(live, "graphs", headers=red)[1] == {"graphs": [], "learned": []}
     for query in ("", "?session=s", "?session=blue/s"):
         assert control(live, f"decisions{query}", headers=red)[1] == {"decisions": []}
     assert control(live, "decisions?session=s", headers=blue)[1]["decisions"]
+
+
+def test_what_was_learned_is_told_to_its_tenant_only(locked: Keyed) -> None:
+    live, blue, red = locked.live, locked.tenants["blue"], locked.tenants["red"]
+    headers = {**blue, "x-saga-session-id": "learner", "x-saga-agent": "coder"}
+    for text in ("x", "x y"):
+        assert ask(live.url + CHAT, chat(text), headers=headers)[0] == 200
+    assert "coder" in control(live, "graphs", headers=blue)[1]["learned"]
+    assert control(live, "graphs", headers=red)[1]["learned"] == []
+    assert "blue/coder" in control(live, "graphs", headers=locked.admin)[1]["learned"]
+    told = control(live, "graphs/coder", headers=blue)[1]
+    assert told["declared"] is None
+    assert sum(node["steps"] for node in told["learned"]["nodes"]) == 1, "one was left for another"
+    assert told == {
+        **control(live, "graphs/blue%2Fcoder", headers=locked.admin)[1],
+        "name": "coder",
+    }
+    for name in ("coder", "blue%2Fcoder", "nobody"):
+        assert control(live, f"graphs/{name}", headers=red)[0] == 404
+    assert control(live, "graphs/coder", LOOP, method="PUT", headers=blue)[0] == 201
+    assert control(live, "graphs/coder", headers=blue)[1]["declared"]["nodes"]
 
 
 def test_an_administrator_sees_everything_and_names_the_tenant(locked: Keyed) -> None:
@@ -294,4 +315,7 @@ def test_what_is_not_here(live: Live, method: str, path: str) -> None:
 
 def test_two_gateways_keep_their_graphs_apart(tmp_path: Path, live: Live) -> None:
     with keyed(tmp_path, "blue") as other:
-        assert control(other.live, "graphs", headers=other.admin)[1] == {"graphs": []}
+        assert control(other.live, "graphs", headers=other.admin)[1] == {
+            "graphs": [],
+            "learned": [],
+        }

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from saga.core.forecast import ReturnTimes
 from saga.core.graph import GraphStore
 from saga.core.loads import MEASURES, Measure
 from saga.core.model import Engine, Request, Session, Tenant, Workflow
 from saga.core.policy import EngineView
+from saga.core.return_times import ReturnTimes
 
 SECOND = 1_000_000
 """Microseconds in a second."""

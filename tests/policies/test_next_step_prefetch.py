@@ -1,7 +1,7 @@
 import pytest
 from tests.policies.factory import SECOND, Cluster, engine, seen, session
 
-from saga.core.forecast import ReturnTimes
+from saga.core.return_times import ReturnTimes
 from saga.policies.next_step_prefetch import NextStepPrefetch
 
 NOW = 100 * SECOND

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.policies.factory import SECOND, Cluster, engine, seen, session, workflow
 
-from saga.core.forecast import ReturnTimes
 from saga.core.graph import GraphStore
 from saga.core.policy import Hold
+from saga.core.return_times import ReturnTimes
 from saga.policies.tool_ttl import ToolTtl
 
 NOW = 50 * SECOND

@@ -1,65 +1,264 @@
-"""Return times: how long until a session asks again, as empirical quantiles per tool."""
+"""What a session will do: which step follows, when it returns, how much it then adds and writes,
+how many steps are left. Learned online from the sessions of its agent type, with priors that speak
+until there is something to learn from. Every forecast says how far it can be relied on.
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections import OrderedDict, deque
-from math import ceil
+from bisect import bisect_right
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from math import ceil, log2
 
-from saga.core.errors import CoreError
+from saga.core.bounded import Generations
+from saga.core.calibration import LEVELS, Calibration, translate
+from saga.core.curves import Curve, Curves, bell
+from saga.core.graph import END
+from saga.core.return_times import NO_TOOL, Quantiles
+from saga.core.sequence import Chances, NextLabels, Path
 
-NO_TOOL = "none"
-"""The label of a step that names no tool."""
+MAX_KEYS = 768
+"""Curves of one kind, of one agent type."""
+MAX_CONTEXTS = 4_096
+"""Of the next label, of one agent type."""
+MAX_TYPES = 48
+"""With all of them full, some 200 MB."""
+PACE = 0.5
+"""How much of a session's own deviation from the others is believed."""
+SLOW_START = 3
+"""Gaps of a session that its pace is taken to have been usual for."""
+MAX_DEVIATION = 2.0
+"""Octaves: what one gap may say of a session's pace."""
+USUAL_STEPS = 10.0
+FEW = 4
+"""Sessions that went on for longer, fewer than which say little of how much longer."""
+
+TOOL_PRIOR = bell(400_000, 2.5)
+PERSON_PRIOR = bell(20_000_000, 3.0)
+OUTPUT_PRIOR = bell(128, 1.5)
+GROWTH_PRIOR = bell(256, 2.0)
 
 
-class Quantiles:
-    """Quantiles of the last ``window`` values; nearest rank, so every answer was observed."""
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """A distribution of what is to come. Its unit is that of what was observed."""
 
-    def __init__(self, window: int = 256) -> None:
-        self._recent: deque[int] = deque(maxlen=window)
-        self._sorted: list[int] = []
+    curve: Curve
+    reliability: float
+    """0: a prior and nothing else; 1: all of it was observed in just this situation."""
+    scale: float = 1.0
+    asked: tuple[float, ...] = LEVELS
+    """The model's own levels that have turned out to mean ``LEVELS``."""
+    passed: float = 0.0
+    """The share that did not come true: it has been waited for."""
+
+    @property
+    def typical(self) -> float:
+        """The value of which most outcomes are within a factor of two."""
+        return self.curve.typical * self.scale
+
+    def quantile(self, p: float) -> float:
+        """Not exceeded with probability ``p``."""
+        level = self.passed + p * (1.0 - self.passed)
+        return self.curve.quantile(translate(level, LEVELS, self.asked)) * self.scale
+
+    def chance_by(self, value: float) -> float:
+        """That the value will be no larger than this."""
+        level = translate(self.share(value), self.asked, LEVELS)
+        return min(1.0, max(0.0, level - self.passed) / (1.0 - self.passed))
+
+    def share(self, value: float) -> float:
+        """The same as the model alone would say, never corrected."""
+        return self.curve.chance_by(value / self.scale)
+
+    def after(self, waited: float) -> Forecast:
+        """The same, now that it is known to be more than this. It still counts from the start."""
+        passed = min(0.999, translate(self.share(waited), self.asked, LEVELS))
+        return Forecast(self.curve, self.reliability, self.scale, self.asked, passed)
+
+
+@dataclass(frozen=True, slots=True)
+class StepsLeft:
+    """Steps that will follow the last one."""
+
+    totals: Sequence[int]
+    """Of those sessions that went on for longer, ascending."""
+    done: int
+    mean: float
+    """Where there are too few of them: how many follow on average if any does."""
+    p_end: float
+    """Chance that none does."""
+
+    @property
+    def reliability(self) -> float:
+        return len(self.totals) / (len(self.totals) + FEW)
+
+    def quantile(self, p: float) -> int:
+        if p <= self.p_end:
+            return 0
+        level = (p - self.p_end) / (1.0 - self.p_end)
+        if len(self.totals) < FEW:
+            return max(1, round(self.mean * level * 2))  # uniform: nothing is known of its shape
+        return self.totals[max(0, ceil(level * len(self.totals)) - 1)] - self.done
+
+
+@dataclass(slots=True)
+class Pace:
+    """By how much a session's own times are longer than those of others like it, on average."""
+
+    octaves: float = 0.0
+    count: int = 0
+
+    def learn(self, value: float, expected: Forecast) -> None:
+        off = log2(max(1.0, value) / expected.curve.quantile(0.5))
+        off = max(-MAX_DEVIATION, min(MAX_DEVIATION, off))
+        self.count += 1
+        self.octaves += (off - self.octaves) / (self.count + SLOW_START)
+
+    @property
+    def scale(self) -> float:
+        return float(2.0 ** (PACE * self.octaves))
+
+
+@dataclass(slots=True)
+class Progress:
+    """What is known of one session, and what was expected of it."""
+
+    path: Path = field(default_factory=Path)
+    label: str = ""
+    """Of its last step; empty before the first."""
+    output: int = 0
+    new_tokens: int = 0
+    """Of its last step's prompt, beyond what was there before."""
+    return_pace: Pace = field(default_factory=Pace)
+    tool_pace: Pace = field(default_factory=Pace)
+    expected: Forecast | None = None
+    """Of its return."""
+
+
+class Forecaster:
+    """The models of one agent type. Times in microseconds."""
+
+    def __init__(self) -> None:
+        self.labels = NextLabels(max_contexts=MAX_CONTEXTS)
+        self._tools = Curves(TOOL_PRIOR, max_keys=MAX_KEYS)
+        self._persons = Curves(PERSON_PRIOR, max_keys=MAX_KEYS)
+        self._tool_times = Curves(TOOL_PRIOR, max_keys=MAX_KEYS)
+        self._outputs = Curves(OUTPUT_PRIOR, max_keys=MAX_KEYS)
+        self._growth = Curves(GROWTH_PRIOR, max_keys=MAX_KEYS)
+        self._calibration = {False: Calibration(), True: Calibration()}
+        """By whether a person is waited for."""
+        self._totals = Quantiles()
+
+    # ---- what happened
+
+    def step(self, progress: Progress, tool: str | None, output_tokens: int) -> None:
+        """A step ended that calls this tool."""
+        self._outputs.observe(_output_path(progress), output_tokens)
+        progress.label = self.labels.learn(progress.path, tool)
+        progress.output = output_tokens
+        progress.expected = self._return_time(progress)
+
+    def tool_took(self, progress: Progress, tool_us: int) -> None:
+        """The tool that the last step called was done after so long."""
+        expected = self.tool_time(progress)
+        self._tool_times.observe(_return_path(progress), tool_us)
+        progress.tool_pace.learn(tool_us, expected)
+
+    def returned(self, progress: Progress, gap_us: int, new_tokens: int) -> None:
+        """The session's next request came; its prompt has so many tokens that are new."""
+        expected = progress.expected
+        if expected is not None:
+            self._curves(progress).observe(_return_path(progress), gap_us)
+            self._calibration[progress.label == NO_TOOL].learn(expected.share(gap_us))
+            progress.return_pace.learn(gap_us, expected)
+            progress.expected = None
+        if progress.label:
+            self._growth.observe(_return_path(progress), new_tokens)
+        progress.new_tokens = new_tokens
+
+    def ended(self, progress: Progress) -> None:
+        """No further step follows."""
+        self.labels.end(progress.path)
+        self._totals.observe(progress.path.num_steps)
+
+    # ---- what is to come
+
+    def next_labels(self, progress: Progress) -> Chances:
+        """Chances of what the next step calls, ``END`` if there is none; empty: no idea."""
+        return self.labels.chances(progress.path)
+
+    def next_tool(self, progress: Progress) -> str | None:
+        """The most likely tool of the next step that calls one."""
+        chances = self.next_labels(progress)
+        tools = {label: p for label, p in chances.items() if label not in (END, NO_TOOL)}
+        return max(tools, key=tools.__getitem__) if tools else None
+
+    def return_time(self, progress: Progress) -> Forecast:
+        """From the end of its last step to its next request."""
+        return progress.expected or self._return_time(progress)
+
+    def tool_time(self, progress: Progress) -> Forecast:
+        """Inside the tool that the last step called: a part of the return time."""
+        curve, known = self._tool_times.curve(_return_path(progress))
+        return Forecast(curve, known, progress.tool_pace.scale)
+
+    def output_tokens(self, progress: Progress) -> Forecast:
+        """Of its next step."""
+        return Forecast(*self._outputs.curve(_output_path(progress)))
+
+    def new_tokens(self, progress: Progress) -> Forecast:
+        """What its next prompt adds to the context: its own last output is not among them."""
+        return Forecast(*self._growth.curve(_return_path(progress)))
+
+    def steps_left(self, progress: Progress) -> StepsLeft:
+        done, known = progress.path.num_steps, self._totals.values
+        mean = sum(known) / len(known) if known else USUAL_STEPS
+        p_end = self.next_labels(progress).get(END, 0.0)
+        return StepsLeft(known[bisect_right(known, done) :], done, mean, p_end)
+
+    # ---- inside
+
+    def _curves(self, progress: Progress) -> Curves:
+        return self._persons if progress.label == NO_TOOL else self._tools
+
+    def _return_time(self, progress: Progress) -> Forecast:
+        curve, known = self._curves(progress).curve(_return_path(progress))
+        asked = self._calibration[progress.label == NO_TOOL].asked()
+        return Forecast(curve, known, progress.return_pace.scale, asked)
+
+
+class Forecasts:
+    """A forecaster for each agent type; the ones not used for longest are forgotten.
+
+    Agent types of different tenants are different types: nothing is learned across tenants.
+    """
+
+    def __init__(self) -> None:
+        self._by_type: Generations[str, Forecaster] = Generations(MAX_TYPES)
 
     def __len__(self) -> int:
-        return len(self._sorted)
+        return len(self._by_type)
 
-    def observe(self, value: int) -> None:
-        if len(self._recent) == self._recent.maxlen:
-            oldest = self._recent[0]
-            del self._sorted[bisect_left(self._sorted, oldest)]
-        self._recent.append(value)
-        insort(self._sorted, value)
-
-    def quantile(self, p: float) -> int | None:
-        """None before the first value."""
-        if not self._sorted:
-            return None
-        return self._sorted[max(0, ceil(p * len(self._sorted)) - 1)]
+    def of(self, agent_type: str) -> Forecaster:
+        found = self._by_type.get(agent_type)
+        if found is None:
+            found = Forecaster()
+            self._by_type.put(agent_type, found)
+        return found
 
 
-class ReturnTimes:
-    """Return times by tool, in bounded memory: the least recently seen tool is forgotten."""
+def _size(tokens: int) -> int:
+    """A coarse class of sizes: each eight times the one before."""
+    return min(3, int(log2(max(1, tokens)) / 3))
 
-    def __init__(self, *, window: int = 256, max_tools: int = 4096) -> None:
-        if window < 1 or max_tools < 1:
-            raise CoreError(f"window {window} and max_tools {max_tools} must be at least 1")
-        self._window = window
-        self._max_tools = max_tools
-        self._by_tool: OrderedDict[str, Quantiles] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._by_tool)
+def _return_path(progress: Progress) -> tuple[Hashable, ...]:
+    """A tool's arguments are in the output that calls it."""
+    label = progress.label
+    return None, label, (label, _size(progress.output))
 
-    def observe(self, tool: str | None, return_us: int) -> None:
-        label = tool or NO_TOOL
-        history = self._by_tool.get(label)
-        if history is None:
-            history = self._by_tool[label] = Quantiles(self._window)
-            if len(self._by_tool) > self._max_tools:
-                self._by_tool.popitem(last=False)
-        self._by_tool.move_to_end(label)
-        history.observe(return_us)
 
-    def quantile(self, tool: str | None, p: float) -> int | None:
-        """Microseconds; None for a tool that has not been seen."""
-        history = self._by_tool.get(tool or NO_TOOL)
-        return None if history is None else history.quantile(p)
+def _output_path(progress: Progress) -> tuple[Hashable, ...]:
+    label, new, before = progress.label, _size(progress.new_tokens), _size(progress.output)
+    return None, label, (label, new), (label, new, before)

@@ -9,9 +9,10 @@ enough sessions have been seen.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from saga.core.forecast import NO_TOOL
+from saga.core.return_times import NO_TOOL
 
 START = "<start>"
 """The label of a session before its first step. No node: what it does is what sessions do."""
@@ -66,12 +67,18 @@ class AgentExecutionGraph:
     """Sessions to see before learned probabilities are used (paper section 3.4)."""
     max_nodes: int = 64
     nodes: dict[str, Node] = field(default_factory=dict)
+    starts: Counter[str] = field(default_factory=Counter)
+    """What first steps called."""
     num_sessions: int = 0
     steps: Mean = field(default_factory=Mean)
     output_tokens: Mean = field(default_factory=Mean)
     new_tokens: Mean = field(default_factory=Mean)
     ideal_us: Mean = field(default_factory=Mean)
     """GPU time plus return times of finished workflows: their TCT without any queueing."""
+
+    def observe_start(self, label: str | None) -> None:
+        """The first step of a session called this."""
+        self.starts[self._label(label)] += 1
 
     def observe_step(self, before: str | None, after: str | None, *, new_tokens: int) -> None:
         """A session went from a step that called ``before`` to the next, which called ``after``."""
@@ -168,6 +175,10 @@ class GraphStore:
         """The type's graph to look at, an empty one if it is not known. Leaves no trace."""
         graph = self._graphs.get(agent_type)
         return AgentExecutionGraph() if graph is None else graph
+
+    def known(self) -> Sequence[str]:
+        """The agent types of which something was learned."""
+        return list(self._graphs)
 
     def learn(self, agent_type: str) -> AgentExecutionGraph:
         """The type's graph to write to."""

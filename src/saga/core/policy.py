@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from saga.core.cache import EvictionPolicy
-from saga.core.forecast import ReturnTimes
 from saga.core.graph import GraphStore, RemainingWork
 from saga.core.loads import Measure
 from saga.core.model import SessionState
+from saga.core.return_times import ReturnTimes
 
 
 class TenantView(Protocol):

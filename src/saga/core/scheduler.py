@@ -30,6 +30,7 @@ from saga.core.policy import (
     Policies,
 )
 from saga.core.queues import FairQueue
+from saga.core.return_times import owner_of
 from saga.core.session_kv import SessionKV
 from saga.core.view import View
 
@@ -273,7 +274,8 @@ class Scheduler:
         if session.num_steps and session.state is SessionState.ACTING and not session.returned:
             session.returned = True  # one that is cancelled and sent again returns once
             gap_us = event.at - session.acting_since
-            self.view.return_times.observe(session.tool, gap_us)
+            owner = owner_of(session.workflow.agent_type)
+            self.view.return_times.observe(session.tool, gap_us, owner=owner)
             session.workflow.gap_us += gap_us
         expected = event.expected_output_tokens
         request = Request(
@@ -370,6 +372,8 @@ class Scheduler:
         graph.output_tokens.add(event.output_tokens)
         if session.num_steps:
             graph.observe_step(session.tool, event.tool, new_tokens=request.new_tokens)
+        else:
+            graph.observe_start(event.tool)
 
     def _expect(self, workflow: Workflow) -> None:
         """Brings the workflow's expected remaining work up to date."""

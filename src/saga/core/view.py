@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from saga.core.forecast import ReturnTimes
 from saga.core.graph import GraphStore
 from saga.core.loads import MEASURES, Loads, Measure
 from saga.core.model import ClusterState
 from saga.core.policy import EngineView, RequestView
 from saga.core.queues import FairQueue
+from saga.core.return_times import ReturnTimes
 
 
 class View:

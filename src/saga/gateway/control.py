@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from saga import wire
+from saga.core.return_times import owner_of
 from saga.gateway.announced import Announcements, announce
 from saga.gateway.discovery import DiscoveryError
 from saga.gateway.errors import GatewayError
@@ -21,6 +22,7 @@ from saga.gateway.graphs import GraphDocument, GraphError, mean_steps
 from saga.gateway.locations import MAX_ID, identifier
 from saga.gateway.sessions import LiveWorkflow, scoped
 from saga.gateway.ui import snapshot
+from saga.report.learned import learned_graph
 
 if TYPE_CHECKING:
     from saga.gateway.fleet import LiveEngine
@@ -79,7 +81,12 @@ class Control:
                 ignored = announce(self._gateway.sessions, workflow, told)
                 return 200, {"ignored": ignored}
             case ("GET", "graphs"):
-                return 200, {"graphs": self._list_graphs(tenant, admin=admin)}
+                return 200, {
+                    "graphs": self._list_graphs(tenant, admin=admin),
+                    "learned": self._learned_types(tenant, admin=admin),
+                }
+            case ("GET", "graphs", name):
+                return 200, self._graph(name, tenant, admin=admin)
             case ("PUT", "graphs", name):
                 return self._put_graph(name, body, self._tenant(tenant))
             case ("GET", "engines"):
@@ -161,6 +168,28 @@ class Control:
             for name, graph in self._graphs.items()
             if admin or name.startswith(f"{tenant}/")
         ]
+
+    def _learned_types(self, tenant: str | None, *, admin: bool) -> list[str]:
+        """Agent types of which something was learned; an administrator sees whose they are."""
+        known = self._gateway.host.scheduler.view.graphs.known()
+        if admin:
+            return list(known)
+        mine = f"{tenant}/"
+        return [kind.removeprefix(mine) for kind in known if kind.startswith(mine)]
+
+    def _graph(self, name: str, tenant: str | None, *, admin: bool) -> dict[str, Any]:
+        """What was declared of an agent type, and what was learned."""
+        view = self._gateway.host.scheduler.view
+        key = name if admin and "/" in name else scoped(tenant or "", name)
+        declared, owner = self._graphs.get(key), owner_of(key)
+        learned = None
+        if key in view.graphs.known():
+            learned = learned_graph(
+                view.graphs[key], lambda tool, p: view.return_times.quantile(tool, p, owner=owner)
+            )
+        if declared is None and learned is None:
+            raise GatewayError(404, f"graph {name!r} is not known")
+        return {"name": name, "declared": declared, "learned": learned}
 
     # ---- engines
 

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Raw
 
 from saga import wire
+from saga.core.return_times import owner_of
 from saga.gateway.body import BodyError, members, splice, top_level
 from saga.gateway.probe import HOST_TIER
 from saga.gateway.upstream import Timeouts, UpstreamError
@@ -159,7 +160,8 @@ class Prefetches:
         """The KV should stay until nearly all sessions are back from such a tool."""
         scheduler = self._gateway.host.scheduler
         known = scheduler.state.sessions[session]
-        usual = scheduler.view.return_times.quantile(known.tool, 0.95) or 0
+        owner = owner_of(known.workflow.agent_type)
+        usual = scheduler.view.return_times.quantile(known.tool, 0.95, owner=owner) or 0
         left_s = (known.acting_since + usual - self._gateway.host.now) / 1e6
         return {
             wire.HINT_SESSION: session,

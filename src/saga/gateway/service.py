@@ -233,7 +233,8 @@ class Gateway:
         if session.ends:
             hints |= {wire.HINT_FINAL: 1, wire.HINT_TTL: 0}
             return hints
-        usual = self.host.scheduler.view.return_times.quantile(session.tool, 0.5)
+        times, owner = self.host.scheduler.view.return_times, session.workflow.tenant
+        usual = times.quantile(session.tool, 0.5, owner=owner)
         if usual is not None:
             hints[wire.HINT_RETURN] = round(usual / 1e6, 3)
         return hints

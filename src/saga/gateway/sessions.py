@@ -119,7 +119,7 @@ class Sessions:
             self.close(session)
             return
         now = self._host.now
-        session.patience_ends = now + self._patience_us(tool)
+        session.patience_ends = now + self._patience_us(tool, session.workflow.tenant)
         self._idle[session.id] = session
         self._idle.move_to_end(session.id)
         self._look_again(session.patience_ends, session.id)
@@ -133,7 +133,9 @@ class Sessions:
             return False
         if session.tool is None:
             session.tool = tool
-            session.patience_ends = self._host.now + self._patience_us(tool)
+            session.patience_ends = self._host.now + self._patience_us(
+                tool, session.workflow.tenant
+            )
             self._look_again(session.patience_ends, session.id)
         self._host.tell(ev.ToolStarted(at=self._host.now, session=session.id, tool=tool))
         return True
@@ -293,8 +295,8 @@ class Sessions:
         if len(self._homes) > self._max_sessions:
             self._homes.popitem(last=False)
 
-    def _patience_us(self, tool: str | None) -> int:
-        usual = self._host.scheduler.view.return_times.quantile(tool, 0.95)
+    def _patience_us(self, tool: str | None, owner: str) -> int:
+        usual = self._host.scheduler.view.return_times.quantile(tool, 0.95, owner=owner)
         if usual is None:
             return min(UNKNOWN_PATIENCE_US, self._idle_us)
         return min(max(SHORTEST_PATIENCE_US, int(PATIENCE * usual)), self._idle_us)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from saga.core.policy import ClusterView, SessionView
+from saga.core.return_times import owner_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +20,8 @@ class NextStepPrefetch:
     """Shorter gaps are not worth the memory."""
 
     def at(self, session: SessionView, cluster: ClusterView) -> int | None:
-        usual = cluster.return_times.quantile(session.tool, self.percentile)
+        owner = owner_of(session.workflow.agent_type)
+        usual = cluster.return_times.quantile(session.tool, self.percentile, owner=owner)
         if usual is None or usual < self.min_gap_s * 1e6:
             return None
         return cluster.now + int(usual - self.lead_s * 1e6)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from saga.core.policy import ClusterView, Hold, SessionView
+from saga.core.return_times import owner_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,8 @@ class ToolTtl:
             self.pressure_high - self.pressure_low
         )
         shrink = 1.0 - 0.5 * max(0.0, min(1.0, pressure))
-        usual = cluster.return_times.quantile(session.tool, self.percentile)
+        owner = owner_of(workflow.agent_type)
+        usual = cluster.return_times.quantile(session.tool, self.percentile, owner=owner)
         longest = self.max_ttl_s * 1e6
         ttl_us = longest if usual is None else min(usual * shrink, longest)
         ttl_us = max(ttl_us, self.floor_s * 1e6)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from saga.core.policy import ClusterView, RequestView, SessionView, Verdict
+from saga.core.return_times import owner_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,8 @@ class WorkingSet:
         return Verdict(False, "no engine has KV memory for its working set")
 
     def absence_us(self, session: SessionView, cluster: ClusterView) -> int:
-        usual = cluster.return_times.quantile(session.tool, self.absent_percentile)
+        owner = owner_of(session.workflow.agent_type)
+        usual = cluster.return_times.quantile(session.tool, self.absent_percentile, owner=owner)
         if usual is None:
             usual = 0 if session.tool is None else int(self.absent_unknown_s * 1e6)
         return max(usual, int(self.absent_floor_s * 1e6))

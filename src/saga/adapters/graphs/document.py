@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from saga.adapters.identity import text
+from saga.report.learned import FORMAT
 
-SCHEMA: Final = "saga.graph.v1"
 END: Final = "__end__"
 MAX_LABEL: Final = 128
 """Of a node or a tool, as the gateway takes it."""
@@ -53,7 +53,7 @@ class Draft:
             raise ValueError("the graph has no nodes")
         leaving = {source for source, _ in self._edges}
         return {
-            "schema": SCHEMA,
+            "format": FORMAT,
             "nodes": list(self._nodes.values()),
             "edges": list(self._edges.values()),
             "start": list(dict.fromkeys(label(name) for name in start)),

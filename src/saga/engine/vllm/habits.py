@@ -6,8 +6,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from saga.core.cache import DEFAULT_REUSE
-from saga.core.forecast import ReturnTimes
 from saga.core.graph import AgentExecutionGraph
+from saga.core.return_times import ReturnTimes
 from saga.policies.tool_ttl import ToolTtl
 
 MAX_SESSIONS = 65_536
