@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from tests.gateway.keyring import keyed
 from tests.gateway.live import Live, ask, chat, gateway
 from tests.gateway.test_control import CHAT, control
+from tests.serving import wait_until
 
 from saga.core import actions as act
 from saga.core import events as ev
@@ -105,6 +107,26 @@ def test_the_end_of_a_session_and_of_a_workflow(seen: tuple[Live, Told]) -> None
     assert [event.workflow for event in told if isinstance(event, ev.WorkflowDone)][-1] == (
         "default/d"
     )
+
+
+def test_what_is_under_way_is_not_cancelled() -> None:
+    with gateway(engines=1, engine_options={"speed": 20.0}) as live:
+        done: list[int] = []
+
+        def slow() -> None:
+            headers = {"x-saga-workflow-id": "slow", "x-saga-session-id": "main"}
+            asked = chat("x", max_tokens=400, saga_emulate={"output_tokens": 400, "tool": None})
+            done.append(ask(live.url + CHAT, asked, headers=headers)[0])
+
+        thread = threading.Thread(target=slow)
+        thread.start()
+        wait_until(lambda: "default/slow" in live.gateway.sessions.workflows)
+        assert announce(live, "slow", {"type": "final"}) == (200, {"ignored": 0})
+        assert done == []
+        assert control(live, "workflows/slow")[0] == 200
+        thread.join(20)
+        assert done == [200]
+        assert control(live, "workflows/slow")[0] == 404
 
 
 def test_a_declared_workflow_without_sessions_can_end(seen: tuple[Live, Told]) -> None:
