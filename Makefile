@@ -6,9 +6,12 @@ STAMP := $(VENV)/.stamp
 LOCK := requirements/dev.txt
 E2E := .venv-e2e
 E2E_LOCK := requirements/e2e.txt
-CLIENTS := .venv-clients
-CLIENTS_LOCK := requirements/clients.txt
-FRAMEWORKS := langgraph langchain langchain-openai langchain-anthropic openai-agents
+# Environments of agent frameworks that cannot be installed together, each with a lock of its name.
+CLIENTS := clients clients-crewai clients-adk
+IN_clients := langgraph langchain langchain-openai langchain-anthropic openai-agents '.[demo]'
+IN_clients-crewai := crewai .
+IN_clients-adk := google-adk litellm autogen-agentchat 'autogen-ext[openai]' \
+	agent-framework-core llama-index-workflows 'strands-agents[openai]' .
 
 # A command of that name may exist and still not run (a version manager's shim), so each one is tried.
 # An environment that is there already keeps its interpreter.
@@ -21,7 +24,7 @@ REMAKE := remake # an interpreter was named: see that the environment is of its 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check e2e clients bench venv lock clientslock clean remake
+.PHONY: help demo test check e2e clients bench venv lock clientslock $(CLIENTS:%=lock-%) clean remake
 
 help: ## Say what each target does
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' Makefile | expand -t 8
@@ -47,8 +50,8 @@ check: $(STAMP) ## Formatting, lint, types, import rules, then the tests
 e2e: $(E2E)/.stamp clients ## Run the gateway with real vLLM servers, on the CPU, and agent frameworks
 	$(E2E)/bin/python -m pytest tests/e2e
 
-clients: $(CLIENTS)/.stamp ## Run only the agent frameworks through the gateway
-	$(CLIENTS)/bin/python -m pytest tests/clients
+clients: $(CLIENTS:%=.venv-%/.stamp) ## Run only the agent frameworks through the gateway
+	@set -e; for one in $(CLIENTS); do echo "== $$one"; .venv-$$one/bin/python -m pytest tests/clients; done
 
 bench: $(STAMP) ## Run the benchmarks
 	$(BIN)/python -m benchmarks
@@ -72,11 +75,11 @@ $(E2E)/.stamp: pyproject.toml $(E2E_LOCK)
 	@touch $@
 
 # Away from $(VENV): `make test` needs none of them.
-$(CLIENTS)/.stamp: CLIENTS_PYTHON ?= python3.11
-$(CLIENTS)/.stamp: pyproject.toml $(CLIENTS_LOCK)
-	@echo "installing agent frameworks and SAGA into $(CLIENTS)"
-	@$(CLIENTS_PYTHON) -m venv $(CLIENTS)
-	@$(CLIENTS)/bin/python -m pip install -qq --requirement $(CLIENTS_LOCK) --editable .
+CLIENTS_PYTHON ?= python3.11
+$(CLIENTS:%=.venv-%/.stamp): .venv-%/.stamp: pyproject.toml requirements/%.txt
+	@echo "installing agent frameworks and SAGA into $(@D)"
+	@$(CLIENTS_PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install -qq --requirement requirements/$*.txt --editable .
 	@touch $@
 
 # Locked with the oldest supported Python: newer ones run what it runs, not the other way round.
@@ -90,16 +93,18 @@ lock: ## Renew requirements/dev.txt with the newest releases that Python 3.11 ca
 	  $$scratch/bin/python -m pip freeze --exclude saga-serve; } > $$scratch/lock && \
 	cp $$scratch/lock $(LOCK)
 
-clientslock: LOCK_PYTHON ?= python3.11
-clientslock: ## Renew requirements/clients.txt
+clientslock: $(CLIENTS:%=lock-%) ## Renew requirements/clients*.txt
+
+$(CLIENTS:%=lock-%): LOCK_PYTHON ?= python3.11
+$(CLIENTS:%=lock-%): lock-%:
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	$(LOCK_PYTHON) -m venv $$scratch && \
-	$$scratch/bin/python -m pip install -qq $(FRAMEWORKS) pytest hypothesis aiohttp '.[demo]' && \
+	$$scratch/bin/python -m pip install -qq $(IN_$*) pytest hypothesis aiohttp && \
 	{ echo "# What \`make clients\` installs: agent frameworks, and what the tests of them need."; \
 	  echo "# Made with Python 3.11; regenerate: make clientslock"; \
 	  $$scratch/bin/python -m pip freeze --exclude saga-serve; } > $$scratch/lock && \
-	cp $$scratch/lock $(CLIENTS_LOCK)
+	cp $$scratch/lock requirements/$*.txt
 
 clean: ## Remove all that these targets made
-	rm -rf $(VENV) $(E2E) $(CLIENTS) out dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(E2E) $(CLIENTS:%=.venv-%) out dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ class Step:
 
     path: str
     body: dict[str, Any]
+    headers: dict[str, str] = field(default_factory=dict)
+    """By lower-case name."""
     status: int = 0
     session: str | None = None
     source: str | None = None
@@ -42,14 +45,21 @@ class Tap:
 
 
 @contextmanager
-def tapped(upstream: str) -> Iterator[Tap]:
-    """A proxy in front of ``upstream`` on a free port, in threads of its own."""
+def tapped(upstream: str, *, broken: str = "(?!)") -> Iterator[Tap]:
+    """A proxy in front of ``upstream`` on a free port, in threads of its own. Paths that are like
+    ``broken`` (a pattern) lead nowhere."""
+    is_broken = re.compile(broken).search
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             data = self.rfile.read(int(self.headers["content-length"]))
-            step = Step(self.path, msgspec.json.decode(data))
+            told = {name.lower(): value for name, value in self.headers.items()}
+            step = Step(self.path, msgspec.json.decode(data), told)
             tap.steps.append(step)
+            if is_broken(self.path):
+                step.status = 500
+                self.send_error(500)
+                return
             connection = http.client.HTTPConnection(urlsplit(upstream).netloc, timeout=30)
             try:
                 connection.request("POST", self.path, data, dict(self.headers))

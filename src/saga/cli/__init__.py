@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import saga
-from saga.cli import demo, doctor, forecasts, gateway, graphs, lists, simulate, traces
+from saga.cli import demo, doctor, forecasts, gateway, graphs, lists, run, simulate, traces
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +32,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"saga {saga.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for part in (gateway, doctor, simulate, demo, lists, traces, graphs, forecasts):
+    for part in (gateway, doctor, run, simulate, demo, lists, traces, graphs, forecasts):
         part.add(commands)
     return parser

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 from saga import wire
 from saga.core.return_times import owner_of
+from saga.gateway.announced import Announcements, announce
 from saga.gateway.discovery import DiscoveryError
 from saga.gateway.errors import GatewayError
 from saga.gateway.graphs import GraphDocument, GraphError, mean_steps
@@ -74,6 +75,11 @@ class Control:
             case ("DELETE", "workflows", name) | ("POST", "workflows", name, "finish"):
                 self._gateway.sessions.finish(self._workflow(name, tenant, admin=admin))
                 return 200, {"finished": name}
+            case ("POST", "workflows", name, "events"):
+                told = _decoded(body, Announcements)
+                workflow = self._workflow(name, tenant, admin=admin)
+                ignored = announce(self._gateway.sessions, workflow, told)
+                return 200, {"ignored": ignored}
             case ("GET", "graphs"):
                 return 200, {
                     "graphs": self._list_graphs(tenant, admin=admin),
@@ -248,6 +254,7 @@ def _told(workflow: LiveWorkflow) -> dict[str, Any]:
                 "id": session.id.partition("/")[2],
                 "requests": session.num_inflight,
                 "tool": session.tool,
+                "step": session.step,
                 "context_tokens": session.prompt_tokens,
             }
             for session in workflow.sessions.values()

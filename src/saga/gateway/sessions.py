@@ -46,6 +46,8 @@ class LiveSession:
     ends: bool = False
     """Its client said that the request under way is its last."""
     tool: str | None = None
+    step: str | None = None
+    """Where in the client's program it is, if that tells."""
     prompt_tokens: int = 0
     """Of its last answered request, by the engine's count, and the size of that request's body."""
     body_bytes: int = 0
@@ -121,6 +123,40 @@ class Sessions:
         self._idle[session.id] = session
         self._idle.move_to_end(session.id)
         self._look_again(session.patience_ends, session.id)
+
+    # ---- what clients announce between requests
+
+    def tool_started(self, session: LiveSession, tool: str) -> bool:
+        """A tool runs; False if this says nothing: a request is under way, or another tool is
+        known to run, whose return time this is."""
+        if session.num_inflight or session.tool not in (None, tool):
+            return False
+        if session.tool is None:
+            session.tool = tool
+            session.patience_ends = self._host.now + self._patience_us(
+                tool, session.workflow.tenant
+            )
+            self._look_again(session.patience_ends, session.id)
+        self._host.tell(ev.ToolStarted(at=self._host.now, session=session.id, tool=tool))
+        return True
+
+    def tool_finished(self, session: LiveSession) -> None:
+        self._host.tell(ev.ToolFinished(at=self._host.now, session=session.id))
+
+    def end_session(self, session: LiveSession) -> None:
+        """Its client said that no further request will come; what is under way goes on."""
+        session.ends = True
+        if not session.num_inflight:
+            self.close(session)
+
+    def end(self, workflow: LiveWorkflow) -> None:
+        """The same of a whole workflow."""
+        if not workflow.sessions:
+            self.finish(workflow)
+        for session in list(workflow.sessions.values()):
+            self.end_session(session)
+
+    # ---- bookkeeping
 
     def _look_again(self, at: int, name: str) -> None:
         heapq.heappush(self._deadlines, (at, name))
