@@ -21,10 +21,12 @@ def trace(tmp_path: Path) -> Path:
 
 def test_a_trace(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture, document = tmp_path / "new" / "g.png", tmp_path / "new" / "g.json"
-    told = ["--png", str(picture), "--json", str(document)]
+    flow = tmp_path / "new" / "g.mmd"
+    told = ["--png", str(picture), "--json", str(document), "--diagram", str(flow)]
     assert main(["graph", "show", str(trace), *told]) == 0
     assert "sessions ended" in capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert flow.read_text().startswith("flowchart")
     assert json.loads(document.read_text())["format"] == "saga.graph.v1"
 
 
@@ -34,6 +36,7 @@ def test_what_is_not_there_is_named(
     for arguments, named in (
         ([str(tmp_path / "missing")], "missing"),
         ([str(trace), "--agent-type", "nobody"], "nobody"),
+        ([str(trace), "--diagram", str(tmp_path / "g.svg")], ".mmd or .dot"),
         (["http://127.0.0.1:9"], "127.0.0.1:9"),
         (["http://127.0.0.1:9/v1"], "/v1"),
     ):

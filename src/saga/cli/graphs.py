@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,8 +16,10 @@ import msgspec
 from saga import wire
 from saga.cli.common import Commands, prepared, warn
 from saga.cli.doctor import api_key
+from saga.report.graphs import dot, mermaid
 from saga.report.learned import table
 
+DIAGRAMS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {".mmd": mermaid, ".dot": dot}
 MAX_ANSWER_BYTES = 16 << 20
 
 
@@ -30,6 +33,7 @@ def add(commands: Commands) -> None:
     show.add_argument("--agent-type", metavar="NAME", help="only this one")
     show.add_argument("--api-key", metavar="KEY", help="or env:NAME, to take it from a variable")
     show.add_argument("--png", type=Path, metavar="FILE", help="draw the graph (of the first type)")
+    show.add_argument("--diagram", type=Path, metavar="FILE", help="FILE.mmd: Mermaid, .dot: DOT")
     show.add_argument("--json", type=Path, metavar="FILE", help="write it as saga.graph.v1")
     show.set_defaults(call=_show)
 
@@ -49,11 +53,19 @@ def _show(arguments: argparse.Namespace) -> int:
     name, document = next(iter(graphs.items()))
     if arguments.json is not None:
         prepared(arguments.json).write_text(json.dumps(document, indent=2) + "\n")
+    if arguments.diagram is not None:
+        prepared(arguments.diagram).write_text(_diagram(arguments.diagram, document))
     if arguments.png is not None:
         from saga.report.graph_figure import draw
 
         prepared(arguments.png).write_bytes(draw(document, title=name))
     return 0
+
+
+def _diagram(path: Path, document: Mapping[str, Any]) -> str:
+    if path.suffix not in DIAGRAMS:
+        raise ValueError(f"{path}: a diagram ends in {' or '.join(DIAGRAMS)}")
+    return DIAGRAMS[path.suffix](document)
 
 
 def _of_trace(path: Path) -> dict[str, dict[str, Any]]:
