@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga.core.graph import END, OTHER
+from saga.core.graph import END, OTHER, START
 from saga.core.sequence import MAX_LABELS, MAX_LENGTH, NextLabels, Path
 
 TOOLS = st.one_of(st.none(), st.sampled_from("abcdef"), st.text(max_size=100))
@@ -98,3 +98,18 @@ def test_a_million_tools_are_one_more() -> None:
     assert len(labels) == MAX_LABELS + 1
     assert OTHER in labels
     assert len(path.own) <= MAX_LABELS + 2
+
+
+def test_what_was_declared_holds_until_more_is_seen() -> None:
+    model = NextLabels(max_contexts=100)
+    model.declare({START: {"plan": 1.0}, "plan": {"act": 0.8, END: 0.2}})
+    path = Path()
+    assert model.chances(path) == {"plan": pytest.approx(1)}
+    model.learn(path, "plan")
+    chances = model.chances(path)
+    assert max(chances, key=chances.__getitem__) == "act"
+    for _ in range(100):
+        play(model, ["plan", "rest"])
+    path = Path()
+    model.learn(path, "plan")
+    assert model.chances(path)["rest"] > 0.8

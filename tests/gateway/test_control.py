@@ -63,6 +63,7 @@ def test_a_workflow_from_its_declaration_to_its_end(live: Live) -> None:
     status, told = control(live, "workflows/fix%20%237")
     assert [session["id"] for session in told["sessions"]] == ["main"]
     assert told["sessions"][0]["context_tokens"] > 0
+    assert told["sessions"][0].pop("forecast")["steps_left"]["p50"] >= 0
     assert told in control(live, "workflows")[1]["workflows"]
     known = live.gateway.host.scheduler.state.workflows["default/fix #7"]
     assert (known.agent_type, known.deadline) == ("default/coder", known.submitted + 60_000_000)

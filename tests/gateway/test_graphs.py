@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saga.gateway.graphs import MAX_NODES, GraphDocument, GraphError, mean_steps
+from saga.core.graph import END, START
+from saga.core.return_times import NO_TOOL
+from saga.gateway.graphs import MAX_NODES, GraphDocument, GraphError, mean_steps, transitions
 
 
 def graph(nodes: list[Any], *edges: Any, start: list[str] | None = None) -> GraphDocument:
@@ -105,3 +107,62 @@ def test_the_number_is_what_walks_take_on_average(data: st.DataObject) -> None:
         expected += float(here.sum())
         here = here @ np.array(moves)
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+# ---- what follows what
+
+
+def test_a_loop_over_tools() -> None:
+    found = transitions(
+        graph(
+            ["think", ("search", "tool"), ("edit", "tool")],
+            ("think", "search", 0.5),
+            ("think", "edit", 0.3),
+            ("search", "think"),
+            ("edit", "think"),
+        )
+    )
+    for label in (START, "search", "edit"):
+        assert found[label] == pytest.approx({"search": 0.5, "edit": 0.3, NO_TOOL: 0.2}, abs=1e-5)
+    assert found[NO_TOOL] == pytest.approx({END: 1})
+
+
+def test_what_follows_depends_on_where_a_tool_leads_to() -> None:
+    nodes = ["think", ("search", "tool"), "write", ("edit", "tool")]
+    found = transitions(
+        graph(nodes, ("think", "search"), ("search", "write"), ("write", "edit")),
+    )
+    assert found == {START: {"search": 1.0}, "search": {"edit": 1.0}, "edit": {END: 1.0}}
+
+
+def test_routers_and_models_in_a_row_are_walked_through() -> None:
+    nodes = ["think", ("choose", "router"), "again", ("search", "tool")]
+    found = transitions(
+        graph(nodes, ("think", "choose"), ("choose", "again", 0.25), ("again", "search"))
+    )
+    assert found[START] == pytest.approx({NO_TOOL: 1})
+    assert found[NO_TOOL] == pytest.approx({"search": 0.25, END: 0.75})
+
+
+@given(st.data())
+def test_chances_of_any_graph_sum_to_one(data: st.DataObject) -> None:
+    kinds = st.sampled_from(["llm", "tool", "router", "join", "human"])
+    nodes = [
+        (f"n{number}", kind)
+        for number, kind in enumerate(data.draw(st.lists(kinds, min_size=1, max_size=6)))
+    ]
+    name = st.sampled_from([name for name, _ in nodes])
+    edges = data.draw(st.lists(st.tuples(name, name), max_size=12))
+    for chances in transitions(graph(nodes, *edges)).values():
+        assert sum(chances.values()) == pytest.approx(1, abs=1e-4)
+        assert all(0 < p <= 1 + 1e-9 for p in chances.values())
+
+
+def test_the_largest_graph_takes_no_time_to_speak_of() -> None:
+    names = [f"n{number}" for number in range(MAX_NODES)]
+    edges = [
+        (one, names[(number + step) % MAX_NODES])
+        for number, one in enumerate(names)
+        for step in range(1, 17)
+    ]
+    assert transitions(graph(list(names), *edges))

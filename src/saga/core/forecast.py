@@ -6,7 +6,7 @@ until there is something to learn from. Every forecast says how far it can be re
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, log2
 
@@ -149,6 +149,12 @@ class Forecaster:
         self._calibration = {False: Calibration(), True: Calibration()}
         """By whether a person is waited for."""
         self._totals = Quantiles()
+        self._usual_steps = USUAL_STEPS
+
+    def declare(self, chances: Mapping[str, Chances], mean_steps: float | None) -> None:
+        """What somebody says of such sessions: it holds until more is seen."""
+        self.labels.declare(chances)
+        self._usual_steps = mean_steps or USUAL_STEPS
 
     # ---- what happened
 
@@ -213,7 +219,7 @@ class Forecaster:
 
     def steps_left(self, progress: Progress) -> StepsLeft:
         done, known = progress.path.num_steps, self._totals.values
-        mean = sum(known) / len(known) if known else USUAL_STEPS
+        mean = sum(known) / len(known) if known else self._usual_steps
         p_end = self.next_labels(progress).get(END, 0.0)
         return StepsLeft(known[bisect_right(known, done) :], done, mean, p_end)
 

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Mapping
 from math import exp
 
 from saga.core.bounded import Generations
-from saga.core.graph import END, OTHER
+from saga.core.graph import END, OTHER, START
 from saga.core.return_times import NO_TOOL
 
 ORDER = 3
@@ -33,6 +33,7 @@ STALE = 0.05
 """They are sought anew when so much of what it has counted is new."""
 NEGLIGIBLE = 0.03
 """Experts with less of the weight are not heard."""
+DECLARED = 10
 RATE = 0.2
 """At which weights are learned."""
 
@@ -121,6 +122,20 @@ class NextLabels:
         path.num_steps += 1
         path.told = path.chances = None
         return label
+
+    def declare(self, chances: Mapping[str, Chances]) -> None:
+        """What somebody says of what follows a label (``START``: of the first step). It counts as
+        if it had been seen ``DECLARED`` times, and so gives way to what is seen."""
+        for label, following in chances.items():
+            key: Hashable = (0, "") if label == START else (self.label(label),)
+            followers = self._contexts.get(key)
+            if followers is None:
+                followers = _Followers()
+                self._contexts.put(key, followers)
+            for one, chance in following.items():
+                name = one if one == END else self.label(one)
+                for _ in range(round(DECLARED * chance)):
+                    followers.add(name)
 
     def end(self, path: Path) -> None:
         """The session has ended instead."""

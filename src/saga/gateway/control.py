@@ -18,7 +18,7 @@ from saga.core.return_times import owner_of
 from saga.gateway.announced import Announcements, announce
 from saga.gateway.discovery import DiscoveryError
 from saga.gateway.errors import GatewayError
-from saga.gateway.graphs import GraphDocument, GraphError, mean_steps
+from saga.gateway.graphs import GraphDocument, GraphError, mean_steps, transitions
 from saga.gateway.locations import MAX_ID, identifier
 from saga.gateway.sessions import LiveWorkflow, scoped
 from saga.gateway.ui import snapshot
@@ -71,7 +71,7 @@ class Control:
             case ("POST", "workflows"):
                 return self._declare(body, self._tenant(tenant))
             case ("GET", "workflows", name):
-                return 200, _told(self._workflow(name, tenant, admin=admin))
+                return 200, self._told_whole(self._workflow(name, tenant, admin=admin))
             case ("DELETE", "workflows", name) | ("POST", "workflows", name, "finish"):
                 self._gateway.sessions.finish(self._workflow(name, tenant, admin=admin))
                 return 200, {"finished": name}
@@ -115,6 +115,13 @@ class Control:
             if admin or workflow.tenant == tenant
         )
         return [_told(workflow) for workflow, _ in zip(mine, range(MAX_LISTED), strict=False)]
+
+    def _told_whole(self, workflow: LiveWorkflow) -> dict[str, Any]:
+        """With what is foreseen of each session."""
+        gateway, told = self._gateway, _told(workflow)
+        for session, one in zip(workflow.sessions, told["sessions"], strict=True):
+            one["forecast"] = gateway.foresight.of(session, gateway.host.now)
+        return told
 
     def _workflow(self, name: str, tenant: str | None, *, admin: bool) -> LiveWorkflow:
         workflows = self._gateway.sessions.workflows
@@ -160,6 +167,7 @@ class Control:
         self._gateway.sessions.declared.pop(key, None)
         if steps is not None:
             self._gateway.sessions.declared[key] = steps
+        self._gateway.foresight.forecasts.of(key).declare(transitions(graph), steps)
         return 201 if created else 200, {"name": name, "mean_steps": steps}
 
     def _list_graphs(self, tenant: str | None, *, admin: bool) -> list[dict[str, Any]]:

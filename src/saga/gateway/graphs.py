@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct
 
+from saga.core.graph import END, START
+from saga.core.return_times import NO_TOOL
+
 Label = Annotated[str, Meta(min_length=1, max_length=128)]
 MAX_NODES = 256
+MAX_WALK = 64
+"""Steps of a walk that count."""
+MAX_MOVES = 20_000
+"""Moves that are looked at before a walk of a large graph is cut short."""
+NEGLIGIBLE = 1e-6
+NOWHERE = ""
+"""Behind the last node of a walk: no node can have this id."""
+K = TypeVar("K")
 Matrix = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
@@ -87,3 +99,92 @@ def _reached(moves: Matrix, begin: Matrix) -> Indices:
     while not np.array_equal(more := found | (found @ (moves > 0)), found):
         found = more
     return np.flatnonzero(found)
+
+
+def transitions(graph: GraphDocument) -> dict[str, dict[str, float]]:
+    """What follows the step that calls a tool (``START``: at the beginning): the chance of each
+    label to be the next step's, ``END`` if there is none.
+
+    A step is a call of a model; its label is the tool that the walk goes to from there, or
+    ``NO_TOOL``. Weighted by how often walks, of ``MAX_WALK`` steps at most, come by. The graph is
+    one of which ``mean_steps`` has found nothing to complain.
+    """
+    walk = _Walk(graph)
+    seen: dict[str, dict[str, float]] = {}
+    at: dict[tuple[str, str], float] = {}
+    for name in graph.start or [graph.nodes[0].id]:
+        _add(at, (START, name), 1.0 / max(1, len(graph.start)))
+    num_moves = 0
+    for _ in range(MAX_WALK):
+        if num_moves > MAX_MOVES:
+            break
+        then: dict[tuple[str, str], float] = {}
+        for (label, name), mass in at.items():
+            ends = 1.0
+            for following, place, p in walk.steps(name):
+                _add(seen.setdefault(label, {}), following, mass * p)
+                _add(then, (following, place), mass * p)
+                ends -= p
+                num_moves += 1
+            _add(seen.setdefault(label, {}), END, mass * max(0.0, ends))
+        at = {key: mass for key, mass in then.items() if mass > NEGLIGIBLE}
+        if not at:
+            break
+    return {
+        label: {one: count / total for one, count in follow.items() if count > NEGLIGIBLE}
+        for label, follow in seen.items()
+        if (total := sum(follow.values())) > 0
+    }
+
+
+class _Walk:
+    """Steps of a walk. ``NOWHERE`` is behind the last node."""
+
+    def __init__(self, graph: GraphDocument) -> None:
+        self._nodes = {node.id: node for node in graph.nodes}
+        edges: dict[str, list[Edge]] = {}
+        for edge in graph.edges:
+            edges.setdefault(edge.source, []).append(edge)
+        self._next = {
+            name: list(zip([e.target for e in leaving], _chances(name, leaving), strict=True))
+            for name, leaving in edges.items()
+        }
+        self._models: dict[str, dict[str, float]] = {}
+
+    def steps(self, name: str) -> Iterator[tuple[str, str, float]]:
+        """From before a node: the label of the next step, where the walk is then, its chance."""
+        for model, p in self._model_calls(name).items():
+            left = p
+            for target, share in self._next.get(model, ()):
+                node = self._nodes[target]
+                label = (node.tool or node.id) if node.kind == "tool" else NO_TOOL
+                yield label, target, p * share
+                left -= p * share
+            if left > NEGLIGIBLE:
+                yield NO_TOOL, NOWHERE, left
+
+    def _model_calls(self, name: str) -> dict[str, float]:
+        """The calls of a model that come next, each with its chance."""
+        if name not in self._models:
+            self._models[name] = self._find_calls(name)
+        return self._models[name]
+
+    def _find_calls(self, name: str) -> dict[str, float]:
+        found: dict[str, float] = {}
+        at = {name: 1.0}
+        for _ in range(len(self._nodes) + 1):  # of nodes without a model, no walk needs more
+            then: dict[str, float] = {}
+            for place, mass in at.items():
+                if place == NOWHERE:
+                    continue
+                if self._nodes[place].kind == "llm":
+                    _add(found, place, mass)
+                    continue
+                for target, p in self._next.get(place, ()):
+                    _add(then, target, mass * p)
+            at = then
+        return found
+
+
+def _add(masses: dict[K, float], key: K, mass: float) -> None:
+    masses[key] = masses.get(key, 0.0) + mass

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from saga.gateway import errors
@@ -18,6 +19,7 @@ from saga.gateway.body import Fields
 from saga.gateway.errors import Dialect, GatewayError
 from saga.gateway.host import LiveRequest, Refused
 from saga.gateway.identity import Identity
+from saga.gateway.kinds import fingerprint
 from saga.gateway.sessions import LiveSession
 from saga.gateway.starts import Expected
 from saga.gateway.upstream import Response, UpstreamError
@@ -91,7 +93,9 @@ class Relay:
     async def run(self) -> None:
         gateway, call = self._gateway, self._call
         weight = gateway.tenant(call.tenant).weight
-        self._session = gateway.sessions.enter(call.tenant, weight, call.identity)
+        self._session = gateway.sessions.enter(
+            call.tenant, weight, call.identity, partial(fingerprint, call.fields)
+        )
         tool = self._session.tool
         gateway.prefetches.arrived(self._session.id)
         self._live = self._arrive()
@@ -316,6 +320,14 @@ class Relay:
         resumed = bool(self._session.prompt_tokens)
         gateway.metrics.answered(usage, call.identity.source, resumed=resumed)
         if usage.prompt_tokens is not None:
+            gateway.foresight.answered(
+                self._session,
+                usage.tool,
+                arrived=self._arrived,
+                ended=self._host.now,
+                prompt_tokens=usage.prompt_tokens,
+                output_tokens=usage.output_tokens or 0,
+            )
             model, size = call.fields.model or "", len(call.body)
             gateway.sessions.counted(self._session, size, model, usage.prompt_tokens)
         if usage.response_id is not None and call.api == "responses" and engine is not None:

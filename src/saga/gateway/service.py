@@ -21,6 +21,7 @@ from saga.gateway.asks import EngineAsks
 from saga.gateway.body import members, splice, without
 from saga.gateway.discovery import AllSources, DnsSource, FileSource, Source, StaticSource
 from saga.gateway.fleet import Fleet, FleetLimits, LiveEngine
+from saga.gateway.foresight import Foresight
 from saga.gateway.heads import HOP_BY_HOP, end_to_end, header_lines
 from saga.gateway.host import Host, Observe
 from saga.gateway.identity import Identifier
@@ -80,12 +81,13 @@ class Gateway:
         self.host = Host(
             load_preset(self.settings.preset).policies, self.clock, self.asks, observe=self._note
         )
+        self.foresight = Foresight()
         sessions = self.settings.sessions
         self.sessions = Sessions(
             self.host,
             idle_us=int(sessions.idle_s * 1e6),
             max_sessions=sessions.max_sessions,
-            closed=self.prefetches.closed,
+            closed=self._session_closed,
         )
         self.identifier = self._identifier()
         self.limits = Limits(self.settings.tenants, self.host.now)
@@ -172,6 +174,10 @@ class Gateway:
         self.live.note(event, actions)
         if self._observe is not None:
             self._observe(event, actions)
+
+    def _session_closed(self, session: str) -> None:
+        self.prefetches.closed(session)
+        self.foresight.closed(session)
 
     # ---- small facts
 

@@ -94,8 +94,17 @@ class Sessions:
 
     # ---- coming and going
 
-    def enter(self, tenant: str, weight: float, identity: Identity) -> LiveSession:
-        """The session of a request that begins; opened if need be. Pair it with ``leave``."""
+    def enter(
+        self,
+        tenant: str,
+        weight: float,
+        identity: Identity,
+        fingerprint: Callable[[], str | None] = lambda: None,
+    ) -> LiveSession:
+        """The session of a request that begins; opened if need be. Pair it with ``leave``.
+
+        ``fingerprint`` tells agents of one harness apart; it is asked for new workflows only.
+        """
         name = scoped(tenant, identity.session)
         auxiliary = identity.kind == "auxiliary"
         if auxiliary:  # it shares nothing with the chain it is named after
@@ -103,7 +112,8 @@ class Sessions:
         session = self.sessions.get(name)
         if session is None:
             self._make_room()
-            session = self._open(name, self._workflow(tenant, weight, identity), identity)
+            workflow = self._workflow(tenant, weight, identity, fingerprint)
+            session = self._open(name, workflow, identity)
         session.num_inflight += 1
         session.ends = identity.final or auxiliary or identity.confidence == "none"
         self._idle.pop(name, None)
@@ -249,13 +259,26 @@ class Sessions:
         self._look_again(self._ends(workflow), name)
         return workflow
 
-    def _workflow(self, tenant: str, weight: float, identity: Identity) -> LiveWorkflow:
-        return self.workflows.get(scoped(tenant, identity.workflow)) or self.declare(
+    def _workflow(
+        self,
+        tenant: str,
+        weight: float,
+        identity: Identity,
+        fingerprint: Callable[[], str | None],
+    ) -> LiveWorkflow:
+        known = self.workflows.get(scoped(tenant, identity.workflow))
+        if known is not None:
+            return known
+        kind = identity.agent_type
+        if kind is None and scoped(tenant, identity.source) not in self.declared:
+            told = fingerprint()
+            kind = None if told is None else f"{identity.source}#{told}"
+        return self.declare(
             tenant,
             weight,
             identity.workflow,
             source=identity.source,
-            agent_type=identity.agent_type,
+            agent_type=kind,
             deadline_us=identity.deadline_us,
         )
 
