@@ -164,3 +164,19 @@ def test_only_its_tenant_announces_for_a_workflow(tmp_path: Path) -> None:
         assert control(live, path, body, headers=red) == (200, {"ignored": 0})
         assert control(live, "workflows/w", headers=blue)[0] == 200
         assert control(live, path, body, headers=blue) == (200, {"ignored": 0})
+
+
+def test_a_request_says_where_it_comes_from_and_what_will_be_called(
+    seen: tuple[Live, Told],
+) -> None:
+    live, told = seen
+    headers = {"x-saga-workflow-id": "h", "x-saga-session-id": "main"}
+    more = {"x-saga-step": "plan", "x-saga-next-tool": "bash"}
+    assert ask(live.url + CHAT, chat("h"), headers={**headers, **more})[0] == 200
+    one = session_of(live, "h")
+    assert (one["step"], one["tool"]) == ("plan", "bash")
+    ended = [event for event in told if isinstance(event, ev.RequestFinished)][-1]
+    assert ended.tool == "bash"
+    assert ask(live.url + CHAT, chat("h i"), headers=headers)[0] == 200
+    one = session_of(live, "h")
+    assert (one["step"], one["tool"]) == ("plan", None), "nothing new is said of the step"

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from saga import wire
 from saga.gateway import errors
 from saga.gateway.answer import AnswerReader, Usage
 from saga.gateway.body import Fields
@@ -20,6 +21,7 @@ from saga.gateway.errors import Dialect, GatewayError
 from saga.gateway.host import LiveRequest, Refused
 from saga.gateway.identity import Identity
 from saga.gateway.kinds import fingerprint
+from saga.gateway.locations import identifier
 from saga.gateway.sessions import LiveSession
 from saga.gateway.starts import Expected
 from saga.gateway.upstream import Response, UpstreamError
@@ -97,13 +99,15 @@ class Relay:
             call.tenant, weight, call.identity, partial(fingerprint, call.fields)
         )
         tool = self._session.tool
+        if wire.STEP_HEADER in call.headers:
+            self._session.step = identifier(call.headers[wire.STEP_HEADER])
         gateway.prefetches.arrived(self._session.id)
         self._live = self._arrive()
         self._arrived = self._host.scheduler.state.now
         try:
             usage = await self._serve()
-            tool = usage.tool
-            self._finish(usage)
+            tool = usage.tool or identifier(call.headers.get(wire.NEXT_TOOL_HEADER))
+            self._finish(usage, tool)
         except _Passed:
             self._end("failed", "the engine answered with an error")
         except Refused as refused:
@@ -315,14 +319,14 @@ class Relay:
             host.first_token(live)
             self._gateway.metrics.ttft.observe((now - self._arrived) / 1e6)
 
-    def _finish(self, usage: Usage) -> None:
+    def _finish(self, usage: Usage, tool: str | None) -> None:
         gateway, call, engine = self._gateway, self._call, self._live.engine
         resumed = bool(self._session.prompt_tokens)
         gateway.metrics.answered(usage, call.identity.source, resumed=resumed)
         if usage.prompt_tokens is not None:
             gateway.foresight.answered(
                 self._session,
-                usage.tool,
+                tool,
                 arrived=self._arrived,
                 ended=self._host.now,
                 prompt_tokens=usage.prompt_tokens,
@@ -336,7 +340,7 @@ class Relay:
         if usage.call_id is not None:
             gateway.identifier.called(call.tenant, call.identity, usage.call_id)
         gateway.prefetches.answered(self._session, call)
-        self._host.finish(self._live, usage.output_tokens or 0, usage.cached_tokens, usage.tool)
+        self._host.finish(self._live, usage.output_tokens or 0, usage.cached_tokens, tool)
         if usage.prompt_tokens is not None:
             self.num_tokens = usage.prompt_tokens + (usage.output_tokens or 0)
         self.outcome = "finished"
