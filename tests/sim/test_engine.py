@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.sim.bench import Bench
 
@@ -647,6 +647,18 @@ def _do(bench: Bench, deed: str, number: int, size: int) -> None:
 
 
 @settings(max_examples=150)
+@example(
+    # A policy that evicts whole sessions, and one that is released amid a jump.
+    eviction=Lru(),
+    host=0,
+    reserve=False,
+    deeds=[
+        (0, "submit", 0, 112),
+        (0, "submit", 0, 131),
+        (0, "submit", 0, 354),
+        (0, "release", 0, 1),
+    ],
+)
 @given(
     eviction=st.sampled_from([PrefixLru(), Lru(), WaLru()]),
     host=st.sampled_from([0, 0, 40]),

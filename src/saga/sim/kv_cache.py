@@ -125,7 +125,9 @@ class KVCache:
     def without_choice(self) -> int:
         """Blocks to be had without choosing a victim or using one up."""
         victim = self.index.current
-        return self.free + (victim.tokens - 1 if victim is not None else 0)
+        if victim is None or self.index.policy.whole_entry:  # which goes at once, with all it has
+            return self.free
+        return self.free + victim.tokens - 1
 
     # ---- lookups
 
