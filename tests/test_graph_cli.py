@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.gateway.live import ask, chat, gateway
 from tests.sim.factory import random_scripts
 
 from saga.cli import main
@@ -42,3 +43,15 @@ def test_what_is_not_there_is_named(
     ):
         assert main(["graph", "show", *arguments]) == 2
         assert named in capsys.readouterr().err
+
+
+def test_a_running_gateway(capsys: pytest.CaptureFixture[str]) -> None:
+    with gateway() as live:
+        for text in ("x", "x y", "x y z"):
+            headers = {"x-saga-session-id": "s", "x-saga-agent": "coder/v2"}
+            assert ask(f"{live.url}/v1/chat/completions", chat(text), headers=headers)[0] == 200
+        assert main(["graph", "show", live.url, "--agent-type", "coder/v2"]) == 0
+        told = capsys.readouterr().out
+        assert told.startswith("coder/v2: 0 sessions ended")
+        assert main(["graph", "show", f"{live.url}/nowhere"]) == 2
+        assert "is it a gateway?" in capsys.readouterr().err

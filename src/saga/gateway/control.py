@@ -83,10 +83,10 @@ class Control:
             case ("GET", "graphs"):
                 return 200, {
                     "graphs": self._list_graphs(tenant, admin=admin),
-                    "learned": self._learned_types(tenant, admin=admin),
+                    "learned": self._learned_types(tenant),
                 }
             case ("GET", "graphs", name):
-                return 200, self._graph(name, tenant, admin=admin)
+                return 200, self._graph(name, tenant)
             case ("PUT", "graphs", name):
                 return self._put_graph(name, body, self._tenant(tenant))
             case ("GET", "engines"):
@@ -177,18 +177,19 @@ class Control:
             if admin or name.startswith(f"{tenant}/")
         ]
 
-    def _learned_types(self, tenant: str | None, *, admin: bool) -> list[str]:
-        """Agent types of which something was learned; an administrator sees whose they are."""
+    def _learned_types(self, tenant: str | None) -> list[str]:
+        """Agent types of which something was learned; an admin key sees whose they are."""
         known = self._gateway.host.scheduler.view.graphs.known()
-        if admin:
+        if tenant is None:
             return list(known)
         mine = f"{tenant}/"
         return [kind.removeprefix(mine) for kind in known if kind.startswith(mine)]
 
-    def _graph(self, name: str, tenant: str | None, *, admin: bool) -> dict[str, Any]:
-        """What was declared of an agent type, and what was learned."""
+    def _graph(self, name: str, tenant: str | None) -> dict[str, Any]:
+        """What was declared of an agent type, and what was learned; an admin key names its tenant,
+        too."""
         view = self._gateway.host.scheduler.view
-        key = name if admin and "/" in name else scoped(tenant or "", name)
+        key = name if tenant is None else scoped(tenant, name)
         declared, owner = self._graphs.get(key), owner_of(key)
         learned = None
         if key in view.graphs.known():
