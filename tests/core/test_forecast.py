@@ -119,3 +119,30 @@ def test_agent_types_are_bounded() -> None:
     for number in range(2_000):
         forecasts.of(f"type {number}")
     assert len(forecasts) <= MAX_TYPES
+
+
+def test_context_that_is_cut_is_not_reused() -> None:
+    model = Forecaster()
+    for _ in range(100):
+        progress = Progress()
+        for tool, cut in (("read", False), ("compact", True), ("read", False)):
+            model.step(progress, tool, 100)
+            model.returned(progress, SECOND, 200, cut=cut)
+    progress = Progress()
+    model.step(progress, "read", 100)
+    kept = model.p_reuse(progress, 10_000)
+    model.step(progress, "compact", 100)
+    assert kept > 0.9
+    assert model.p_reuse(progress, 10_000) < 0.2
+    assert kept > model.p_reuse(play(model, [("read", 100, SECOND, 200)]), 100), "less to be found"
+
+
+def test_work_left_grows_with_what_it_must_not_exceed() -> None:
+    model = Forecaster()
+    for number in range(60):
+        model.ended(play(model, [("t", 50, SECOND, 300)] * (4 + number % 20)))
+    progress = play(model, [("t", 50, SECOND, 300)] * 2)
+    likely, most = model.work_left(progress, 0.5), model.work_left(progress, 0.95)
+    assert 2 <= likely.steps < most.steps <= 21
+    assert likely.new_tokens == pytest.approx(300 * likely.steps, rel=0.2)
+    assert likely.output_tokens == pytest.approx(50 * likely.steps, rel=0.2)

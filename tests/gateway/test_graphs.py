@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from saga.core.graph import END, START
 from saga.core.return_times import NO_TOOL
-from saga.gateway.graphs import MAX_NODES, GraphDocument, GraphError, mean_steps, transitions
+from saga.gateway.graphs import (
+    MAX_NODES,
+    GraphDocument,
+    GraphError,
+    critical_steps,
+    mean_steps,
+    transitions,
+)
 
 
 def graph(nodes: list[Any], *edges: Any, start: list[str] | None = None) -> GraphDocument:
@@ -107,6 +114,66 @@ def test_the_number_is_what_walks_take_on_average(data: st.DataObject) -> None:
         expected += float(here.sum())
         here = here @ np.array(moves)
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+# ---- branches that run at once
+
+
+def forked(*edges: tuple[str, str], join: str, nodes: list[Any]) -> GraphDocument:
+    """All of these edges are taken; those into ``join`` are waited for."""
+    document = {
+        "nodes": [{"id": node} if isinstance(node, str) else node for node in nodes],
+        "edges": [
+            {"source": source, "target": target, "conditional": False}
+            | ({"join": "all"} if target == join else {})
+            for source, target in edges
+        ],
+    }
+    return msgspec.convert(document, GraphDocument)
+
+
+FORK = forked(
+    ("plan", "search"), ("plan", "read"), ("read", "think"), ("search", "sum"), ("think", "sum"),
+    join="sum",
+    nodes=["plan", "search", "read", "think", "sum"],
+)  # fmt: skip
+
+
+def test_all_branches_count_and_the_longest_is_critical() -> None:
+    assert mean_steps(FORK) == pytest.approx(5), "the join runs once"
+    assert critical_steps(FORK) == pytest.approx(4), "plan, read, think, sum"
+
+
+def test_without_branches_every_step_is_critical() -> None:
+    loop = graph(["a", ("t", "tool")], ("a", "t", 0.75), ("t", "a"))
+    assert critical_steps(loop) == pytest.approx(4, abs=1e-6)
+    choice = graph(["a", "b", "c"], ("a", "b", 0.5), ("b", "c"))
+    assert critical_steps(choice) == pytest.approx(mean_steps(choice) or 0)
+
+
+def test_a_walk_that_never_ends_has_no_longest_path() -> None:
+    assert critical_steps(graph(["a", "b"], ("a", "b"), ("b", "a"))) is None
+    endless = forked(("a", "a"), ("a", "b"), join="", nodes=["a", "b"])
+    assert mean_steps(endless) is None
+    assert critical_steps(endless) is None
+
+
+@given(st.data())
+def test_the_critical_path_is_no_longer_than_all_there_is(data: st.DataObject) -> None:
+    """Of any graph that goes forward: some edges are taken by chance, others all at once."""
+    number = data.draw(st.integers(1, 7))
+    pairs = st.tuples(st.integers(0, number - 1), st.integers(0, number - 1), st.booleans())
+    edges = [
+        {"source": f"n{a}", "target": f"n{b}", "conditional": chosen}
+        for a, b, chosen in data.draw(st.lists(pairs, max_size=14))
+        if a < b
+    ]
+    document = {"nodes": [{"id": f"n{n}"} for n in range(number)], "edges": edges}
+    found = msgspec.convert(document, GraphDocument)
+    critical, everything = critical_steps(found), mean_steps(found)
+    assert critical is not None
+    assert everything is not None
+    assert 1 <= critical <= everything + 1e-6
 
 
 # ---- what follows what

@@ -12,8 +12,8 @@ from math import ceil, log2
 
 from saga.core.bounded import Generations
 from saga.core.calibration import LEVELS, Calibration, translate
-from saga.core.curves import Curve, Curves, bell
-from saga.core.graph import END
+from saga.core.curves import LOAN, Curve, Curves, bell
+from saga.core.graph import END, RemainingWork
 from saga.core.return_times import NO_TOOL, Quantiles
 from saga.core.sequence import Chances, NextLabels, Path
 
@@ -30,6 +30,9 @@ SLOW_START = 3
 MAX_DEVIATION = 2.0
 """Octaves: what one gap may say of a session's pace."""
 USUAL_STEPS = 10.0
+RARELY_CUT = 0.02
+"""Prompts that do not go on from the whole context, where nothing was seen."""
+FADE = 0.999
 FEW = 4
 """Sessions that went on for longer, fewer than which say little of how much longer."""
 
@@ -102,6 +105,27 @@ class StepsLeft:
         return self.totals[max(0, ceil(level * len(self.totals)) - 1)] - self.done
 
 
+class _Shares:
+    """How often something happens, by label; rare labels are as all others."""
+
+    def __init__(self, usual: float) -> None:
+        self._usual = usual
+        self._counts: Generations[str, tuple[float, float]] = Generations(MAX_KEYS)
+        """How often it did, of how many; older ones count less."""
+
+    def count(self, label: str, *, yes: bool) -> None:
+        for key in ("", label):
+            happened, cases = self._counts.get(key) or (0.0, 0.0)
+            self._counts.put(key, (happened * FADE + yes, cases * FADE + 1.0))
+
+    def share(self, label: str) -> float:
+        share = self._usual
+        for key in ("", label):
+            happened, cases = self._counts.get(key) or (0.0, 0.0)
+            share = (happened + LOAN * share) / (cases + LOAN)
+        return share
+
+
 @dataclass(slots=True)
 class Pace:
     """By how much a session's own times are longer than those of others like it, on average."""
@@ -148,6 +172,7 @@ class Forecaster:
         self._growth = Curves(GROWTH_PRIOR, max_keys=MAX_KEYS)
         self._calibration = {False: Calibration(), True: Calibration()}
         """By whether a person is waited for."""
+        self._cuts = _Shares(RARELY_CUT)
         self._totals = Quantiles()
         self._usual_steps = USUAL_STEPS
 
@@ -171,8 +196,11 @@ class Forecaster:
         self._tool_times.observe(_return_path(progress), tool_us)
         progress.tool_pace.learn(tool_us, expected)
 
-    def returned(self, progress: Progress, gap_us: int, new_tokens: int) -> None:
-        """The session's next request came; its prompt has so many tokens that are new."""
+    def returned(
+        self, progress: Progress, gap_us: int, new_tokens: int, *, cut: bool = False
+    ) -> None:
+        """The session's next request came; its prompt has so many tokens that are new. ``cut``: it
+        does not begin with all that was there (compaction, another prefix)."""
         expected = progress.expected
         if expected is not None:
             self._curves(progress).observe(_return_path(progress), gap_us)
@@ -181,6 +209,7 @@ class Forecaster:
             progress.expected = None
         if progress.label:
             self._growth.observe(_return_path(progress), new_tokens)
+            self._cuts.count(progress.label, yes=cut)
         progress.new_tokens = new_tokens
 
     def ended(self, progress: Progress) -> None:
@@ -216,6 +245,21 @@ class Forecaster:
     def new_tokens(self, progress: Progress) -> Forecast:
         """What its next prompt adds to the context: its own last output is not among them."""
         return Forecast(*self._growth.curve(_return_path(progress)))
+
+    def p_reuse(self, progress: Progress, context_tokens: int) -> float:
+        """How much of the next prompt will be found, if all of the context is kept: the chance that
+        there is one and that it goes on from there, times the overlap (paper, Eq. 4 and 5)."""
+        goes_on = 1.0 - self.next_labels(progress).get(END, 0.0)
+        kept = 1.0 - self._cuts.share(progress.label)
+        return (
+            goes_on * kept * context_tokens / (context_tokens + self.new_tokens(progress).typical)
+        )
+
+    def work_left(self, progress: Progress, p: float) -> RemainingWork:
+        """Steps, tokens to read and tokens to write, exceeded with probability ``1 - p``."""
+        steps = self.steps_left(progress).quantile(p)
+        new = self.new_tokens(progress).quantile(0.5)
+        return RemainingWork(steps, steps * new, steps * self.output_tokens(progress).quantile(0.5))
 
     def steps_left(self, progress: Progress) -> StepsLeft:
         done, known = progress.path.num_steps, self._totals.values

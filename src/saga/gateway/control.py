@@ -18,7 +18,7 @@ from saga.core.return_times import owner_of
 from saga.gateway.announced import Announcements, announce
 from saga.gateway.discovery import DiscoveryError
 from saga.gateway.errors import GatewayError
-from saga.gateway.graphs import GraphDocument, GraphError, mean_steps, transitions
+from saga.gateway.graphs import GraphDocument, GraphError, critical_steps, mean_steps, transitions
 from saga.gateway.locations import MAX_ID, identifier
 from saga.gateway.sessions import LiveWorkflow, scoped
 from saga.gateway.ui import snapshot
@@ -168,7 +168,11 @@ class Control:
         if steps is not None:
             self._gateway.sessions.declared[key] = steps
         self._gateway.foresight.forecasts.of(key).declare(transitions(graph), steps)
-        return 201 if created else 200, {"name": name, "mean_steps": steps}
+        return 201 if created else 200, {
+            "name": name,
+            "mean_steps": steps,
+            "critical_steps": None if steps is None else critical_steps(graph),
+        }
 
     def _list_graphs(self, tenant: str | None, *, admin: bool) -> list[dict[str, Any]]:
         return [

@@ -64,8 +64,10 @@ class Foresight:
         if watched.ended is not None:
             if arrived < watched.ended:  # requests that overlap: not a chain of steps
                 return
-            new_tokens = max(0, prompt_tokens - watched.context_tokens)
-            model.returned(progress, arrived - watched.ended, new_tokens)
+            new_tokens = prompt_tokens - watched.context_tokens
+            model.returned(
+                progress, arrived - watched.ended, max(0, new_tokens), cut=new_tokens < 0
+            )
         model.step(progress, tool, output_tokens)
         watched.ended, watched.context_tokens = ended, prompt_tokens + output_tokens
 
@@ -94,6 +96,12 @@ class Foresight:
             },
             "reliability": back.reliability,
             "steps_left": {"p50": left.quantile(0.5), "p95": left.quantile(0.95)},
+            "p_reuse": model.p_reuse(progress, watched.context_tokens),
+            "tokens_left": {
+                name: {"new": work.new_tokens, "output": work.output_tokens}
+                for name, p in (("p50", 0.5), ("p95", 0.95))
+                for work in (model.work_left(progress, p),)
+            },
             "output_tokens": model.output_tokens(progress).typical,
             "new_tokens": model.new_tokens(progress).typical,
         }

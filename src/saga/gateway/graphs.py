@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ MAX_MOVES = 20_000
 NEGLIGIBLE = 1e-6
 NOWHERE = ""
 """Behind the last node of a walk: no node can have this id."""
+MAX_ITERATIONS = 2_000
 K = TypeVar("K")
 Matrix = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -36,11 +38,16 @@ class Node(Struct):
     tool: Label | None = None
 
 
-class Edge(Struct):
+class Edge(Struct, omit_defaults=True):
     source: Label
     target: Label
     p: Annotated[float, Meta(ge=0, le=1)] | None = None
     """Chance that this edge is the next one; None: the rest, shared equally."""
+    conditional: bool | None = None
+    """False, without ``p``: this edge is always taken. Several of one node are branches that run
+    at once."""
+    join: Literal["all", "any"] | None = None
+    """``all``: the target waits for all such edges into it, and runs once."""
 
 
 class GraphDocument(Struct):
@@ -53,27 +60,21 @@ class GraphDocument(Struct):
 def mean_steps(graph: GraphDocument) -> float | None:
     """Expected number of LLM steps of a walk from start to end; None if walks never end.
 
-    Visits of an absorbing Markov chain: ``(I - P)^-1`` from the start, over the nodes that a walk
-    can reach. Raises GraphError.
+    Branches that run at once count with all their steps. Visits of an absorbing Markov chain:
+    ``(I - P)^-1`` from the start, over the nodes that a walk can reach. Raises GraphError.
     """
-    at = {node.id: number for number, node in enumerate(graph.nodes)}
-    if len(at) < len(graph.nodes):
-        raise GraphError("a node's id is there twice")
-    named = {name for edge in graph.edges for name in (edge.source, edge.target)}
-    if missing := sorted((named | set(graph.start)) - at.keys()):
-        raise GraphError(f"node {missing[0]!r} is not there")
-    edges: dict[str, list[Edge]] = {}
-    for edge in graph.edges:
-        edges.setdefault(edge.source, []).append(edge)
+    at = _numbers(graph)
+    waiting = Counter(edge.target for edge in graph.edges if edge.join == "all")
     moves = np.zeros((len(at), len(at)))
-    for name, leaving in edges.items():
+    for name, leaving in _leaving(graph).items():
         for edge, p in zip(leaving, _chances(name, leaving), strict=True):
-            moves[at[name], at[edge.target]] += p
-    begin = np.zeros(len(at))
-    for name in graph.start or [graph.nodes[0].id]:
-        begin[at[name]] += 1.0 / max(1, len(graph.start))
+            weight = 1.0 if _is_branch(edge, leaving) else p
+            if edge.join == "all":
+                weight /= waiting[edge.target]
+            moves[at[name], at[edge.target]] += weight
+    begin = _begin(graph, at)
     reached = _reached(moves, begin)
-    calls = np.array([node.kind == "llm" for node in graph.nodes])[reached]
+    calls = _calls(graph)[reached]
     try:
         inside = np.eye(len(reached)) - moves[np.ix_(reached, reached)]
         visits = np.linalg.solve(inside.T, begin[reached])
@@ -81,6 +82,69 @@ def mean_steps(graph: GraphDocument) -> float | None:
         return None
     steps = float(visits @ calls)
     return steps if 0 < steps < 1e6 and bool(np.all(visits > -1e-9)) else None
+
+
+def critical_steps(graph: GraphDocument) -> float | None:
+    """Expected number of LLM steps on the longest path: of branches that run at once only the
+    longest counts. None if walks never end. The graph is one that ``mean_steps`` has accepted.
+
+    A fixed point, ``T = calls + max(P T, longest branch)``, found by iteration.
+    """
+    at = _numbers(graph)
+    chosen, branches = np.zeros((len(at), len(at))), []
+    for name, leaving in _leaving(graph).items():
+        for edge, p in zip(leaving, _chances(name, leaving), strict=True):
+            if _is_branch(edge, leaving):
+                branches.append((at[name], at[edge.target]))
+            else:
+                chosen[at[name], at[edge.target]] += p
+    sources, targets = np.array(branches, dtype=np.intp).reshape(-1, 2).T
+    calls = _calls(graph).astype(float)
+    left = calls.copy()
+    for _ in range(MAX_ITERATIONS):
+        onwards = chosen @ left
+        np.maximum.at(onwards, sources, left[targets])
+        before, left = left, calls + onwards
+        if np.allclose(left, before, rtol=1e-9, atol=1e-9):
+            return float(_begin(graph, at) @ left)
+    return None
+
+
+def _numbers(graph: GraphDocument) -> dict[str, int]:
+    """Of the nodes, by id. Raises GraphError."""
+    at = {node.id: number for number, node in enumerate(graph.nodes)}
+    if len(at) < len(graph.nodes):
+        raise GraphError("a node's id is there twice")
+    named = {name for edge in graph.edges for name in (edge.source, edge.target)}
+    if missing := sorted((named | set(graph.start)) - at.keys()):
+        raise GraphError(f"node {missing[0]!r} is not there")
+    return at
+
+
+def _leaving(graph: GraphDocument) -> dict[str, list[Edge]]:
+    edges: dict[str, list[Edge]] = {}
+    for edge in graph.edges:
+        edges.setdefault(edge.source, []).append(edge)
+    return edges
+
+
+def _begin(graph: GraphDocument, at: Mapping[str, int]) -> Matrix:
+    """The chance of each node to be the first."""
+    begin = np.zeros(len(at))
+    for name in graph.start or [graph.nodes[0].id]:
+        begin[at[name]] += 1.0 / max(1, len(graph.start))
+    return begin
+
+
+def _calls(graph: GraphDocument) -> npt.NDArray[np.bool_]:
+    return np.array([node.kind == "llm" for node in graph.nodes])
+
+
+def _is_branch(edge: Edge, leaving: Sequence[Edge]) -> bool:
+    """Whether it is taken beside others."""
+    if edge.p is not None or edge.conditional is not False:
+        return False
+    return sum(one.p is None and one.conditional is False for one in leaving) > 1
 
 
 def _chances(name: str, edges: list[Edge]) -> list[float]:
@@ -138,16 +202,13 @@ def transitions(graph: GraphDocument) -> dict[str, dict[str, float]]:
 
 
 class _Walk:
-    """Steps of a walk. ``NOWHERE`` is behind the last node."""
+    """Steps of a walk, which takes one of several branches. ``NOWHERE`` is behind the last node."""
 
     def __init__(self, graph: GraphDocument) -> None:
         self._nodes = {node.id: node for node in graph.nodes}
-        edges: dict[str, list[Edge]] = {}
-        for edge in graph.edges:
-            edges.setdefault(edge.source, []).append(edge)
         self._next = {
             name: list(zip([e.target for e in leaving], _chances(name, leaving), strict=True))
-            for name, leaving in edges.items()
+            for name, leaving in _leaving(graph).items()
         }
         self._models: dict[str, dict[str, float]] = {}
 

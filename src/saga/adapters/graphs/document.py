@@ -35,9 +35,7 @@ class Draft:
         """Its nodes come to be if they are not there; ``join``: whether ``all`` or ``any`` of the
         edges into the target must have been taken."""
         key = self.node(source), self.node(target)
-        edge: dict[str, Any] = {"source": key[0], "target": key[1]}
-        if conditional:
-            edge["conditional"] = True
+        edge = {"source": key[0], "target": key[1], "conditional": conditional}
         if join is not None:
             edge["join"] = join
         self._edges.setdefault(key, edge)
