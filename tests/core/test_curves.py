@@ -60,6 +60,18 @@ def test_what_was_never_seen_is_as_its_parent_says_and_known_to_be() -> None:
     assert own == pytest.approx(known, abs=0.02)
 
 
+def test_a_rare_kind_goes_on_borrowing_from_what_its_parent_learns() -> None:
+    asked, silent = Curves(bell(10, 1), max_keys=8), Curves(bell(10, 1), max_keys=8)
+    for curves in (asked, silent):
+        curves.observe(("a", "rare"), 20)
+    asked.curve(("a", "rare"))
+    for curves in (asked, silent):
+        for _ in range(2_000):
+            curves.observe(("a", "common"), 50_000)
+    told = [curves.curve(("a", "rare"))[0].quantile(0.5) for curves in (asked, silent)]
+    assert told[0] == told[1] > 10_000
+
+
 def test_nothing_seen_is_the_prior() -> None:
     prior = bell(1_000, 2)
     assert Curves(prior, max_keys=8).curve(("a", "b")) == (prior, 0.0)

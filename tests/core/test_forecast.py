@@ -114,11 +114,20 @@ def test_agent_types_learn_nothing_from_each_other() -> None:
     assert other.return_time(progress).reliability == 0
 
 
-def test_agent_types_are_bounded() -> None:
+def test_agent_types_are_bounded_and_nobodys_make_room_for_anothers() -> None:
     forecasts = Forecasts()
-    for number in range(2_000):
-        forecasts.of(f"type {number}")
-    assert len(forecasts) <= MAX_TYPES
+    mine = forecasts.of("red/agent")
+    made: list[str] = []
+    forecasts.made = lambda kind, new: made.append(kind)
+    for number in range(200):
+        forecasts.of(f"blue/type {number}")
+    assert len(made) == 200
+    kept = [kind for kind in made if forecasts.peek(kind) is not None]
+    assert MAX_TYPES // 2 <= len(kept) <= MAX_TYPES
+    assert forecasts.peek("red/agent") is mine
+    assert forecasts.peek("red/other") is None
+    forecasts.begin_anew("red/agent")
+    assert forecasts.of("red/agent") is not mine
 
 
 def test_context_that_is_cut_is_not_reused() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saga.core.graph import END, OTHER, START
-from saga.core.sequence import MAX_LABELS, MAX_LENGTH, NextLabels, Path
+from saga.core.sequence import FURTHEST, MAX_LABELS, MAX_LENGTH, NextLabels, Path
 
 TOOLS = st.one_of(st.none(), st.sampled_from("abcdef"), st.text(max_size=100))
 
@@ -35,6 +35,25 @@ def test_chances_of_any_traffic_sum_to_one(sessions: list[list[str | None]]) -> 
             assert len(model.learn(path, tool)) <= max(MAX_LENGTH, len(OTHER))
         model.end(path)
         assert len(model) <= 40
+
+
+def test_weights_stay_where_they_can_be_used() -> None:
+    """Of pure chance every expert knows as little as the others, however long it goes on."""
+    model, chance = NextLabels(max_contexts=300), Random(8)
+    path = Path()
+    for _ in range(6_000):
+        model.learn(path, chance.choice("abcdefghijkl"))
+        assert sum(model.chances(path).values()) == pytest.approx(1)
+    assert max(model._weights) - min(model._weights) < 2 * FURTHEST
+
+
+@pytest.mark.parametrize("name", [END, START, OTHER])
+def test_a_tool_can_be_called_like_one_of_ours(name: str) -> None:
+    model = NextLabels(max_contexts=300)
+    path = Path()
+    for _ in range(20):
+        assert model.learn(path, name) == OTHER
+    assert END not in model.chances(path)
 
 
 def test_asking_changes_nothing() -> None:

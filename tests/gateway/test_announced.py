@@ -180,3 +180,13 @@ def test_a_request_says_where_it_comes_from_and_what_will_be_called(
     assert ask(live.url + CHAT, chat("h i"), headers=headers)[0] == 200
     one = session_of(live, "h")
     assert (one["step"], one["tool"]) == ("plan", None), "nothing new is said of the step"
+
+
+def test_an_end_that_is_told_twice_ends_once(seen: tuple[Live, Told]) -> None:
+    live, _ = seen
+    step(live, "twice", "of twice")
+    assert announce(live, "twice", {"type": "final"}, {"type": "final"}) == (200, {"ignored": 1})
+    assert announce(live, "twice", {"type": "final"})[0] == 404
+    step(live, "last", "of last")
+    told = {"type": "final", "session": "of last"}, {"type": "final"}
+    assert announce(live, "last", *told) == (200, {"ignored": 1})

@@ -11,6 +11,7 @@ from tests.gateway.keyring import Keyed, keyed
 from tests.gateway.live import Live, ask, chat, engine, gateway
 from tests.serving import wait_until
 
+from saga.core.forecast import Progress
 from saga.gateway.control import MAX_LISTED
 
 CHAT = "/v1/chat/completions"
@@ -244,6 +245,20 @@ def test_a_tenant_sees_its_own_graphs_and_decisions(locked: Keyed) -> None:
     for query in ("", "?session=s", "?session=blue/s"):
         assert control(live, f"decisions{query}", headers=red)[1] == {"decisions": []}
     assert control(live, "decisions?session=s", headers=blue)[1]["decisions"]
+
+
+def test_a_graph_that_is_declared_again_counts_once(live: Live) -> None:
+    forecasts = live.gateway.foresight.forecasts
+    for _ in range(3):
+        assert control(live, "graphs/again", LOOP, method="PUT")[0] in (200, 201)
+    declared = forecasts.of("default/again")
+    chances = dict(declared.next_labels(Progress()))
+    assert chances == pytest.approx({"bash": 0.75, "none": 0.25}, abs=0.1)
+    other = {"nodes": [{"id": "only"}]}
+    assert control(live, "graphs/again", other, method="PUT")[0] == 200
+    anew = forecasts.of("default/again")
+    assert anew is not declared
+    assert anew.next_labels(Progress()) == {"none": pytest.approx(1)}
 
 
 def test_what_was_learned_is_told_to_its_tenant_only(locked: Keyed) -> None:

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from tests.gateway.live import ask, chat, gateway
 
+from saga.core.forecast import Progress
 from saga.gateway.foresight import LEARNED_PER_S, Foresight
 from saga.gateway.sessions import LiveSession, LiveWorkflow
 
@@ -55,7 +56,38 @@ def test_nothing_is_foreseen_of_who_never_ran_or_is_over() -> None:
     assert foresight.of("red/s", 2 * SECOND) is None
     one.ends = True
     step(foresight, one, 9)
-    assert foresight.of("red/s", 9 * SECOND) is None, "it was its last step"
+    assert foresight.of("red/s", 9 * SECOND) is None, "it was its only step"
+
+
+def test_a_session_that_says_which_step_is_its_last_is_learned_to_its_end() -> None:
+    foresight = Foresight()
+    for number in range(30):
+        one = session(f"red/{number}")
+        for place in range(4):
+            one.ends = place == 3
+            step(foresight, one, 1_000 * number + 6 * place)
+        foresight.closed(one.id)
+    last = session("red/last")
+    for place in range(3):
+        step(foresight, last, 100_000 + 6 * place)
+    told = foresight.of("red/last", 100_012 * SECOND)
+    assert told is not None
+    assert told["steps_left"]["p50"] == 1
+
+
+def test_an_output_that_does_not_come_back_is_no_cut() -> None:
+    """Templates leave out what models thought."""
+    foresight = Foresight()
+    for number in range(30):
+        one = session(f"red/{number}")
+        for place in range(5):
+            at, prompt = (1_000 * number + 6 * place) * SECOND, 10_000 + 150 * place
+            foresight.answered(
+                one, "t", arrived=at, ended=at + 1, prompt_tokens=prompt, output_tokens=500
+            )
+    told = foresight.of("red/29", 40_000 * SECOND)
+    assert told is not None
+    assert told["p_reuse"] > 0.8
 
 
 def test_requests_that_overlap_are_no_return() -> None:
@@ -76,6 +108,22 @@ def test_a_busy_gateway_learns_from_some() -> None:
     assert foresight.num_left_out == 2 * LEARNED_PER_S
     step(foresight, session("red/next"), 8.5)
     assert foresight.of("red/next", 9 * SECOND) is not None
+    half = session(f"red/{3 * LEARNED_PER_S - 1}")
+    step(foresight, half, 9.5)
+    assert foresight.of(half.id, 10 * SECOND) is None, "what follows a gap is no chain"
+    foresight.closed(half.id)
+    totals = foresight.forecasts.of("red/coder").steps_left(Progress())
+    assert len(totals.totals) == 0, "nor the length of a session"
+
+
+def test_a_loud_tenant_leaves_the_others_their_part() -> None:
+    foresight = Foresight()
+    for second in (1.5, 2.5):
+        for number in range(LEARNED_PER_S):
+            step(foresight, session(f"red/{second} {number}"), second)
+        step(foresight, session(f"blue/{second}", "blue/coder"), second)
+    assert foresight.of("blue/2.5", 3 * SECOND) is not None
+    assert foresight.num_left_out == LEARNED_PER_S // 2
 
 
 def test_a_gateway_tells_what_it_foresees() -> None:

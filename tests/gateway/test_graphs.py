@@ -153,6 +153,8 @@ def test_without_branches_every_step_is_critical() -> None:
 
 def test_a_walk_that_never_ends_has_no_longest_path() -> None:
     assert critical_steps(graph(["a", "b"], ("a", "b"), ("b", "a"))) is None
+    aside = graph(["a", "b", "c"], ("b", "c"), ("c", "b"))
+    assert critical_steps(aside) == mean_steps(aside) == 1, "no walk comes to the loop"
     endless = forked(("a", "a"), ("a", "b"), join="", nodes=["a", "b"])
     assert mean_steps(endless) is None
     assert critical_steps(endless) is None
@@ -223,6 +225,27 @@ def test_chances_of_any_graph_sum_to_one(data: st.DataObject) -> None:
     for chances in transitions(graph(nodes, *edges)).values():
         assert sum(chances.values()) == pytest.approx(1, abs=1e-4)
         assert all(0 < p <= 1 + 1e-9 for p in chances.values())
+
+
+def test_what_was_learned_can_be_declared() -> None:
+    learned = [{"id": "grep", "tool": "grep"}, {"id": "edit", "tool": "edit"}]
+    document = {"nodes": learned, "edges": [{"source": "grep", "target": "edit", "p": 0.9}]}
+    assert transitions(msgspec.convert(document, GraphDocument)) == {
+        START: {"grep": pytest.approx(1)},
+        "grep": {"edit": pytest.approx(0.9), END: pytest.approx(0.1)},
+        "edit": {END: pytest.approx(1)},
+    }
+
+
+def test_tools_in_circles_end_somewhere() -> None:
+    """The worst that can be said: everything leads everywhere, and nowhere is a model."""
+    names = [f"n{number}" for number in range(MAX_NODES)]
+    edges = [
+        (one, names[(7 * number + step) % MAX_NODES])
+        for number, one in enumerate(names)
+        for step in range(1, 17)
+    ]
+    assert transitions(graph([(name, "tool") for name in names], *edges, start=names)) is not None
 
 
 def test_the_largest_graph_takes_no_time_to_speak_of() -> None:

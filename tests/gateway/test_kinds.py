@@ -51,6 +51,8 @@ def test_who_has_no_prompt_has_no_kind() -> None:
     assert chat("Be terse.") is None
     assert told(messages=[{"role": "user", "content": CODER}]) is None
     assert told(messages=[]) is None
+    asked = [{"role": "system", "content": CODER}]
+    assert told(system=None, messages=asked) == told(system="", messages=asked) == chat(CODER)
     assert told(messages=[7, "x"]) is None
     assert told(input=CODER) is None
 

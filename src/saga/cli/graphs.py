@@ -17,7 +17,7 @@ from saga import wire
 from saga.cli.common import Commands, prepared, warn
 from saga.cli.doctor import api_key
 from saga.report.graphs import dot, mermaid
-from saga.report.learned import table
+from saga.report.learned import printable, table
 
 DIAGRAMS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {".mmd": mermaid, ".dot": dot}
 MAX_ANSWER_BYTES = 16 << 20
@@ -49,7 +49,8 @@ def _show(arguments: argparse.Namespace) -> int:
     for name, document in graphs.items():
         mean = document["mean_steps"]
         steps = "" if mean is None else f", {mean:.1f} steps each"
-        print(f"{name}: {document['sessions']:,} sessions ended{steps}\n{table(document)}\n")
+        print(f"{printable(name)}: {document['sessions']:,} sessions ended{steps}")
+        print(table(document), end="\n\n")
     name, document = next(iter(graphs.items()))
     if arguments.json is not None:
         prepared(arguments.json).write_text(json.dumps(document, indent=2) + "\n")

@@ -38,6 +38,10 @@ class Generations(Generic[K, V]):
         self._old.pop(key, None)
         self._put(key, value)
 
+    def drop(self, key: K) -> None:
+        self._old.pop(key, None)
+        self._young.pop(key, None)
+
     def _put(self, key: K, value: V) -> None:
         if len(self._young) >= self._half and key not in self._young:
             self._old, self._young = self._young, {}

@@ -98,7 +98,7 @@ class Curve:
 class _Counts:
     """Of one key. Newer values weigh more: each a little more than the one before."""
 
-    __slots__ = ("by_bin", "curve", "fresh_until", "total", "unit")
+    __slots__ = ("by_bin", "curve", "fresh_until", "lender", "total", "unit")
 
     def __init__(self) -> None:
         self.by_bin: dict[int, float] = {}
@@ -106,6 +106,8 @@ class _Counts:
         self.unit = 1.0
         """The weight of the next value."""
         self.curve: Curve | None = None
+        self.lender: Curve | None = None
+        """Whom it borrowed from when it was made."""
         self.fresh_until = 0.0
         """Total up to which ``curve`` is good enough."""
 
@@ -155,8 +157,9 @@ class Curves:
             counts = self._counts.get(key)
             if counts is None:
                 break
-            if counts.curve is None or counts.total > counts.fresh_until:
-                counts.curve = _borrowing(counts, parent, loan)
+            stale = counts.total > counts.fresh_until or counts.lender is not parent
+            if counts.curve is None or stale:
+                counts.curve, counts.lender = _borrowing(counts, parent, loan), parent
                 counts.fresh_until = counts.total * (1.0 + STALE)
             parent, known, loan = counts.curve, counts.evidence, LOAN
         return parent, known / (known + LOAN)

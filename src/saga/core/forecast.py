@@ -6,7 +6,7 @@ until there is something to learn from. Every forecast says how far it can be re
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, log2
 
@@ -14,15 +14,16 @@ from saga.core.bounded import Generations
 from saga.core.calibration import LEVELS, Calibration, translate
 from saga.core.curves import LOAN, Curve, Curves, bell
 from saga.core.graph import END, RemainingWork
-from saga.core.return_times import NO_TOOL, Quantiles
+from saga.core.return_times import NO_TOOL, Quantiles, owner_of
 from saga.core.sequence import Chances, NextLabels, Path
 
 MAX_KEYS = 768
 """Curves of one kind, of one agent type."""
 MAX_CONTEXTS = 4_096
 """Of the next label, of one agent type."""
-MAX_TYPES = 48
-"""With all of them full, some 200 MB."""
+MAX_TYPES = 16
+"""Of one owner. A full one takes some 4 MB."""
+MAX_OWNERS = 256
 PACE = 0.5
 """How much of a session's own deviation from the others is believed."""
 SLOW_START = 3
@@ -279,23 +280,40 @@ class Forecaster:
 
 
 class Forecasts:
-    """A forecaster for each agent type; the ones not used for longest are forgotten.
+    """A forecaster for each agent type; each owner's least recently used ones are forgotten.
 
-    Agent types of different tenants are different types: nothing is learned across tenants.
+    Agent types of different owners (``owner_of``) are different types: nothing is learned across
+    them, and nobody's agents make room for another's. ``made`` is told of each new forecaster.
     """
 
-    def __init__(self) -> None:
-        self._by_type: Generations[str, Forecaster] = Generations(MAX_TYPES)
+    def __init__(self, made: Callable[[str, Forecaster], None] = lambda kind, new: None) -> None:
+        self.made = made
+        self._by_owner: Generations[str, Generations[str, Forecaster]] = Generations(MAX_OWNERS)
 
-    def __len__(self) -> int:
-        return len(self._by_type)
+    def peek(self, agent_type: str) -> Forecaster | None:
+        """To look at, if there is one."""
+        types = self._by_owner.peek(owner_of(agent_type))
+        return None if types is None else types.peek(agent_type)
 
     def of(self, agent_type: str) -> Forecaster:
-        found = self._by_type.get(agent_type)
+        """To learn."""
+        owner = owner_of(agent_type)
+        types = self._by_owner.get(owner)
+        if types is None:
+            types = Generations(MAX_TYPES)
+            self._by_owner.put(owner, types)
+        found = types.get(agent_type)
         if found is None:
             found = Forecaster()
-            self._by_type.put(agent_type, found)
+            types.put(agent_type, found)
+            self.made(agent_type, found)
         return found
+
+    def begin_anew(self, agent_type: str) -> None:
+        """What was learned of it holds no longer."""
+        types = self._by_owner.get(owner_of(agent_type))
+        if types is not None:
+            types.drop(agent_type)
 
 
 def _size(tokens: int) -> int:

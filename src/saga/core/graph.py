@@ -78,12 +78,12 @@ class AgentExecutionGraph:
 
     def observe_start(self, label: str | None) -> None:
         """The first step of a session called this."""
-        self.starts[self._label(label)] += 1
+        self.starts[self._bounded(label, self.starts)] += 1
 
     def observe_step(self, before: str | None, after: str | None, *, new_tokens: int) -> None:
         """A session went from a step that called ``before`` to the next, which called ``after``."""
         node = self._node(before)
-        node.successors[self._label(after)] += 1
+        node.successors[self._bounded(after, node.successors)] += 1
         node.num_left += 1
         node.observation_tokens.add(new_tokens)
         self.new_tokens.add(new_tokens)
@@ -151,7 +151,14 @@ class AgentExecutionGraph:
 
     def _label(self, label: str | None) -> str:
         label = label or NO_TOOL
+        if label in (START, END):  # a tool of that name
+            return OTHER
         return label if label in self.nodes or len(self.nodes) < self.max_nodes else OTHER
+
+    def _bounded(self, label: str | None, counts: Counter[str]) -> str:
+        """Its label there, unless there are too many."""
+        name = self._label(label)
+        return name if name in counts or len(counts) < self.max_nodes else OTHER
 
     def _node(self, label: str | None) -> Node:
         name = self._label(label)

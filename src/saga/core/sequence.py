@@ -10,7 +10,7 @@ guessed from what all have in common.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from math import exp
 
 from saga.core.bounded import Generations
@@ -31,9 +31,13 @@ NUM_LEADERS = 12
 """Labels of which an expert speaks."""
 STALE = 0.05
 """They are sought anew when so much of what it has counted is new."""
+FURTHEST = 8.0
+"""Of a weight from its beginning, as a logarithm."""
 NEGLIGIBLE = 0.03
 """Experts with less of the weight are not heard."""
 DECLARED = 10
+RESERVED = (START, END, OTHER)
+"""No names of tools."""
 RATE = 0.2
 """At which weights are learned."""
 
@@ -74,15 +78,14 @@ _Told = list[tuple[float, _Followers] | None]
 class Path:
     """What one session has done so far."""
 
-    __slots__ = ("chances", "labels", "num_steps", "own", "told")
+    __slots__ = ("chances", "labels", "num_steps", "own")
 
     def __init__(self) -> None:
         self.labels: tuple[str, ...] = ()
         """The last ones, at most ``ORDER``."""
         self.num_steps = 0
-        self.told: _Told | None = None
         self.chances: Chances | None = None
-        """What was asked of its model since its last step, so that it is worked out once."""
+        """As they were told since its last step, so that they are worked out once."""
         self.own: dict[str, _Followers] = {}
         """By label: what followed it in this session. Bounded by the number of labels."""
 
@@ -101,12 +104,14 @@ class NextLabels:
     def label(self, tool: str | None) -> str:
         """The tool's label: itself, unless there are too many."""
         name = (tool or NO_TOOL)[:MAX_LENGTH]
+        if name in RESERVED:
+            return OTHER
         return name if name in self._labels or len(self._labels) < MAX_LABELS else OTHER
 
     def chances(self, path: Path) -> Chances:
         """Of each label, ``END`` among them, to be the next; they sum to 1, or there are none."""
         if path.chances is None:
-            path.chances = _mix(self._told(path))
+            path.chances = _mix(self._told(path, self._contexts.peek))
         return path.chances
 
     def learn(self, path: Path, tool: str | None) -> str:
@@ -120,7 +125,7 @@ class NextLabels:
         path.own.setdefault("", _Followers()).add(label)
         path.labels = (*path.labels, label)[-ORDER:]
         path.num_steps += 1
-        path.told = path.chances = None
+        path.chances = None
         return label
 
     def declare(self, chances: Mapping[str, Chances]) -> None:
@@ -134,7 +139,7 @@ class NextLabels:
                 self._contexts.put(key, followers)
             for one, chance in following.items():
                 name = one if one == END else self.label(one)
-                for _ in range(round(DECLARED * chance)):
+                for _ in range(max(1, round(DECLARED * chance))):
                     followers.add(name)
 
     def end(self, path: Path) -> None:
@@ -144,7 +149,7 @@ class NextLabels:
     # ---- inside
 
     def _count(self, path: Path, label: str) -> None:
-        told = self._told(path)
+        told = self._told(path, self._contexts.get)
         self._weigh(told, label)
         for key, one in zip(_contexts(path), told, strict=False):
             followers = self._contexts.peek(key) if one is None else one[1]
@@ -153,13 +158,8 @@ class NextLabels:
                 self._contexts.put(key, followers)
             followers.add(label)
 
-    def _told(self, path: Path) -> _Told:
-        if path.told is None:
-            path.told = self._ask(path)
-        return path.told
-
-    def _ask(self, path: Path) -> _Told:
-        known: list[_Followers | None] = [self._contexts.get(key) for key in _contexts(path)]
+    def _told(self, path: Path, look_up: Callable[[Hashable], _Followers | None]) -> _Told:
+        known: list[_Followers | None] = [look_up(key) for key in _contexts(path)]
         known += [None] * (ORDER + 2 - len(known))
         known.append(path.own.get(path.labels[-1]) if path.labels else None)
         known.append(path.own.get(""))
@@ -179,9 +179,11 @@ class NextLabels:
         if not total:
             return
         mixed = sum([weight * chance for _, weight, chance in given]) / total + 1e-3
-        for number, weight, chance in given:
-            gain = weight / total * (chance / mixed - 1.0)
-            self._weights[number] += RATE * (1.0 if gain > 1.0 else gain)
+        gains = [min(1.0, weight / total * (chance / mixed - 1.0)) for _, weight, chance in given]
+        usual = sum(gains) / len(gains)  # only differences matter: without this all would sink
+        for (number, _, _), gain in zip(given, gains, strict=True):
+            weight = self._weights[number] + RATE * (gain - usual)
+            self._weights[number] = max(-FURTHEST, min(FURTHEST, weight))
 
 
 def _contexts(path: Path) -> list[Hashable]:

@@ -34,9 +34,7 @@ def announce(sessions: Sessions, workflow: LiveWorkflow, told: Announcements) ->
 
 def _one(sessions: Sessions, workflow: LiveWorkflow, event: Announced) -> bool:
     if event.session is None:
-        if event.type == "final":
-            sessions.end(workflow)
-        return event.type == "final"
+        return event.type == "final" and sessions.end(workflow)
     session = workflow.sessions.get(scoped(workflow.tenant, event.session))
     if session is None:
         return False

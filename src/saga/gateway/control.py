@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from saga import wire
+from saga.core.forecast import Forecaster
 from saga.core.return_times import owner_of
 from saga.gateway.announced import Announcements, announce
 from saga.gateway.discovery import DiscoveryError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from saga.gateway.fleet import LiveEngine
     from saga.gateway.service import Gateway
 
-Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"\A[^\x00-\x1f\x7f]+\Z")]
 Answer = tuple[int, Any]
 MAX_LISTED = 1_000
 MAX_GRAPHS = 1_000
@@ -53,6 +54,9 @@ class Control:
         self._gateway = gateway
         self._graphs: dict[str, GraphDocument] = {}
         """By scoped name."""
+        self._transitions: dict[str, tuple[dict[str, dict[str, float]], float | None]] = {}
+        """And what they say of what follows what, with their mean steps."""
+        gateway.foresight.forecasts.made = self._forecaster_made
 
     async def serve(
         self,
@@ -119,8 +123,9 @@ class Control:
     def _told_whole(self, workflow: LiveWorkflow) -> dict[str, Any]:
         """With what is foreseen of each session."""
         gateway, told = self._gateway, _told(workflow)
-        for session, one in zip(workflow.sessions, told["sessions"], strict=True):
-            one["forecast"] = gateway.foresight.of(session, gateway.host.now)
+        for session, one in zip(workflow.sessions.values(), told["sessions"], strict=True):
+            away = not session.num_inflight
+            one["forecast"] = gateway.foresight.of(session.id, gateway.host.now) if away else None
         return told
 
     def _workflow(self, name: str, tenant: str | None, *, admin: bool) -> LiveWorkflow:
@@ -162,17 +167,35 @@ class Control:
         key = scoped(tenant, name)
         if key not in self._graphs and len(self._graphs) >= MAX_GRAPHS:
             raise GatewayError(429, f"there are {MAX_GRAPHS} graphs already", retry_after_s=60)
-        created = key not in self._graphs
+        before = self._graphs.get(key)
         self._graphs[key] = graph
+        if before != graph:
+            self._declare_transitions(key, graph, steps, changed=before is not None)
         self._gateway.sessions.declared.pop(key, None)
         if steps is not None:
             self._gateway.sessions.declared[key] = steps
-        self._gateway.foresight.forecasts.of(key).declare(transitions(graph), steps)
-        return 201 if created else 200, {
+        return 201 if before is None else 200, {
             "name": name,
             "mean_steps": steps,
             "critical_steps": None if steps is None else critical_steps(graph),
         }
+
+    def _declare_transitions(
+        self, key: str, graph: GraphDocument, steps: float | None, *, changed: bool
+    ) -> None:
+        """For forecasts, and for those of that type that are made later."""
+        forecasts = self._gateway.foresight.forecasts
+        self._transitions[key] = transitions(graph), steps
+        if changed:  # what was learned was learned of another one
+            forecasts.begin_anew(key)
+        known = forecasts.peek(key)
+        if known is not None:
+            known.declare(*self._transitions[key])
+
+    def _forecaster_made(self, agent_type: str, made: Forecaster) -> None:
+        declared = self._transitions.get(agent_type)
+        if declared is not None:
+            made.declare(*declared)
 
     def _list_graphs(self, tenant: str | None, *, admin: bool) -> list[dict[str, Any]]:
         return [
@@ -253,6 +276,8 @@ def _decoded(body: bytes, kind: type[T]) -> T:
         raise GatewayError(400, str(error)) from None
     except msgspec.DecodeError as error:
         raise GatewayError(400, f"the body is not JSON: {error}") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise GatewayError(400, f"the body is not JSON: {type(error).__name__}") from None
 
 
 def _told(workflow: LiveWorkflow) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from saga.core.forecast import Forecasts, Progress
 from saga.gateway.sessions import LiveSession
 
 LEARNED_PER_S = 500
-"""Steps; of more in a second the rest is not learned from, so that a gateway at its limit does not
-spend more than some percent of its time on it."""
+"""Steps, in equal parts for the tenants of the second before. Of sessions with more nothing further
+is learned, so that a gateway at its limit does not spend more than some percent of its time on it.
+"""
 SECOND = 1_000_000
 MOST_TOLD = 3
 """Labels of the next step."""
@@ -23,10 +24,15 @@ MOST_TOLD = 3
 class _Watched:
     """One session."""
 
+    agent_type: str
     progress: Progress = field(default_factory=Progress)
     ended: int | None = None
     """When its last step did; None before the first."""
-    context_tokens: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    """Of that step."""
+    left_out: bool = False
+    """A step of it was: what follows is no chain, and nothing more is learned from it."""
 
 
 class Foresight:
@@ -38,11 +44,12 @@ class Foresight:
     def __init__(self) -> None:
         self.forecasts = Forecasts()
         self.num_left_out = 0
-        self._watched: dict[str, tuple[str, _Watched]] = {}
-        """By session: its agent type, and what is known of it."""
+        self._watched: dict[str, _Watched] = {}
         self._second = 0
-        self._learned = 0
-        """Steps in that second."""
+        self._learned: dict[str, int] = {}
+        """Steps in that second, by tenant."""
+        self._share = LEARNED_PER_S
+        """What each tenant may have of them."""
 
     def answered(
         self,
@@ -55,35 +62,44 @@ class Foresight:
         output_tokens: int,
     ) -> None:
         """A step of the session ended; its request had arrived then. Microseconds."""
-        if session.ends or not self._may_learn(ended):
-            self._watched.pop(session.id, None)  # what follows would follow a gap
+        watched = self._watched.get(session.id)
+        if watched is None:
+            if session.ends:  # one request and no more: nothing followed, nothing will
+                return
+            watched = self._watched[session.id] = _Watched(session.workflow.agent_type)
+        if watched.left_out or not self._may_learn(session.workflow.tenant, ended):
+            watched.left_out = True
             return
-        kind = session.workflow.agent_type
-        _, watched = self._watched.setdefault(session.id, (kind, _Watched()))
-        model, progress = self.forecasts.of(kind), watched.progress
+        model, progress = self.forecasts.of(watched.agent_type), watched.progress
         if watched.ended is not None:
             if arrived < watched.ended:  # requests that overlap: not a chain of steps
                 return
-            new_tokens = prompt_tokens - watched.context_tokens
+            new_tokens = prompt_tokens - watched.prompt_tokens - watched.output_tokens
             model.returned(
-                progress, arrived - watched.ended, max(0, new_tokens), cut=new_tokens < 0
+                progress,
+                arrived - watched.ended,
+                max(0, new_tokens),
+                # Not all of the last output comes back: templates leave out what models thought.
+                cut=prompt_tokens < watched.prompt_tokens,
             )
         model.step(progress, tool, output_tokens)
-        watched.ended, watched.context_tokens = ended, prompt_tokens + output_tokens
+        watched.ended = ended
+        watched.prompt_tokens, watched.output_tokens = prompt_tokens, output_tokens
 
     def closed(self, session: str) -> None:
         """No further step of it will come."""
-        known = self._watched.pop(session, None)
-        if known is not None:
-            kind, watched = known
-            self.forecasts.of(kind).ended(watched.progress)
+        watched = self._watched.pop(session, None)
+        if watched is not None and not watched.left_out:
+            self.forecasts.of(watched.agent_type).ended(watched.progress)
 
     def of(self, session: str, now: int) -> dict[str, Any] | None:
         """What is foreseen of a session that is away; None where nothing is. Seconds from now."""
-        kind, watched = self._watched.get(session, ("", None))
-        if watched is None or watched.ended is None:
+        watched = self._watched.get(session)
+        if watched is None or watched.left_out or watched.ended is None:
             return None
-        model, progress = self.forecasts.of(kind), watched.progress
+        model, progress = self.forecasts.peek(watched.agent_type), watched.progress
+        if model is None:
+            return None
         waited = max(0, now - watched.ended)
         back = model.return_time(progress).after(waited)
         left = model.steps_left(progress)
@@ -96,7 +112,7 @@ class Foresight:
             },
             "reliability": back.reliability,
             "steps_left": {"p50": left.quantile(0.5), "p95": left.quantile(0.95)},
-            "p_reuse": model.p_reuse(progress, watched.context_tokens),
+            "p_reuse": model.p_reuse(progress, watched.prompt_tokens + watched.output_tokens),
             "tokens_left": {
                 name: {"new": work.new_tokens, "output": work.output_tokens}
                 for name, p in (("p50", 0.5), ("p95", 0.95))
@@ -106,12 +122,13 @@ class Foresight:
             "new_tokens": model.new_tokens(progress).typical,
         }
 
-    def _may_learn(self, now: int) -> bool:
+    def _may_learn(self, tenant: str, now: int) -> bool:
         second = now // SECOND
         if second != self._second:
-            self._second, self._learned = second, 0
-        self._learned += 1
-        if self._learned <= LEARNED_PER_S:
+            self._share = LEARNED_PER_S // max(1, len(self._learned))
+            self._second, self._learned = second, {}
+        count = self._learned[tenant] = self._learned.get(tenant, 0) + 1
+        if count <= self._share:
             return True
         self.num_left_out += 1
         return False

@@ -17,12 +17,13 @@ Label = Annotated[str, Meta(min_length=1, max_length=128)]
 MAX_NODES = 256
 MAX_WALK = 64
 """Steps of a walk that count."""
-MAX_MOVES = 20_000
-"""Moves that are looked at before a walk of a large graph is cut short."""
+MAX_MOVES = 50_000
+"""Moves that are looked at before the walks of a large graph are cut short."""
 NEGLIGIBLE = 1e-6
 NOWHERE = ""
 """Behind the last node of a walk: no node can have this id."""
-MAX_ITERATIONS = 2_000
+MAX_ITERATIONS = 500
+MOST_STEPS = 1e6
 K = TypeVar("K")
 Matrix = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -36,6 +37,7 @@ class Node(Struct):
     id: Label
     kind: Literal["llm", "tool", "router", "join", "human"] = "llm"
     tool: Label | None = None
+    """Of a call of a model: the tool that its answer calls."""
 
 
 class Edge(Struct, omit_defaults=True):
@@ -53,7 +55,7 @@ class Edge(Struct, omit_defaults=True):
 class GraphDocument(Struct):
     nodes: Annotated[list[Node], Meta(min_length=1, max_length=MAX_NODES)]
     edges: Annotated[list[Edge], Meta(max_length=16 * MAX_NODES)] = []
-    start: list[Label] = []
+    start: Annotated[list[Label], Meta(max_length=MAX_NODES)] = []
     """Where it begins, with equal chances; empty: at the first node."""
 
 
@@ -81,7 +83,7 @@ def mean_steps(graph: GraphDocument) -> float | None:
     except np.linalg.LinAlgError:
         return None
     steps = float(visits @ calls)
-    return steps if 0 < steps < 1e6 and bool(np.all(visits > -1e-9)) else None
+    return steps if 0 < steps < MOST_STEPS and bool(np.all(visits > -1e-9)) else None
 
 
 def critical_steps(graph: GraphDocument) -> float | None:
@@ -99,14 +101,20 @@ def critical_steps(graph: GraphDocument) -> float | None:
             else:
                 chosen[at[name], at[edge.target]] += p
     sources, targets = np.array(branches, dtype=np.intp).reshape(-1, 2).T
-    calls = _calls(graph).astype(float)
-    left = calls.copy()
+    begin, calls = _begin(graph, at), _calls(graph).astype(float)
+    moves = chosen.copy()
+    moves[sources, targets] = 1.0
+    reached = np.zeros(len(at), dtype=bool)
+    reached[_reached(moves, begin)] = True
+    left = calls = np.where(reached, calls, 0.0)
     for _ in range(MAX_ITERATIONS):
         onwards = chosen @ left
         np.maximum.at(onwards, sources, left[targets])
-        before, left = left, calls + onwards
+        before, left = left, np.where(reached, calls + onwards, 0.0)
+        if left.max() > MOST_STEPS:
+            return None
         if np.allclose(left, before, rtol=1e-9, atol=1e-9):
-            return float(_begin(graph, at) @ left)
+            return float(begin @ left)
     return None
 
 
@@ -178,10 +186,7 @@ def transitions(graph: GraphDocument) -> dict[str, dict[str, float]]:
     at: dict[tuple[str, str], float] = {}
     for name in graph.start or [graph.nodes[0].id]:
         _add(at, (START, name), 1.0 / max(1, len(graph.start)))
-    num_moves = 0
     for _ in range(MAX_WALK):
-        if num_moves > MAX_MOVES:
-            break
         then: dict[tuple[str, str], float] = {}
         for (label, name), mass in at.items():
             ends = 1.0
@@ -189,10 +194,9 @@ def transitions(graph: GraphDocument) -> dict[str, dict[str, float]]:
                 _add(seen.setdefault(label, {}), following, mass * p)
                 _add(then, (following, place), mass * p)
                 ends -= p
-                num_moves += 1
             _add(seen.setdefault(label, {}), END, mass * max(0.0, ends))
         at = {key: mass for key, mass in then.items() if mass > NEGLIGIBLE}
-        if not at:
+        if not at or walk.num_moves > MAX_MOVES:
             break
     return {
         label: {one: count / total for one, count in follow.items() if count > NEGLIGIBLE}
@@ -211,18 +215,21 @@ class _Walk:
             for name, leaving in _leaving(graph).items()
         }
         self._models: dict[str, dict[str, float]] = {}
+        self.num_moves = 0
 
     def steps(self, name: str) -> Iterator[tuple[str, str, float]]:
         """From before a node: the label of the next step, where the walk is then, its chance."""
         for model, p in self._model_calls(name).items():
-            left = p
+            left, own = p, self._nodes[model].tool
             for target, share in self._next.get(model, ()):
+                if self._exhausted():
+                    return
                 node = self._nodes[target]
                 label = (node.tool or node.id) if node.kind == "tool" else NO_TOOL
-                yield label, target, p * share
+                yield own or label, target, p * share
                 left -= p * share
             if left > NEGLIGIBLE:
-                yield NO_TOOL, NOWHERE, left
+                yield own or NO_TOOL, NOWHERE, left
 
     def _model_calls(self, name: str) -> dict[str, float]:
         """The calls of a model that come next, each with its chance."""
@@ -233,7 +240,7 @@ class _Walk:
     def _find_calls(self, name: str) -> dict[str, float]:
         found: dict[str, float] = {}
         at = {name: 1.0}
-        for _ in range(len(self._nodes) + 1):  # of nodes without a model, no walk needs more
+        for _ in range(MAX_WALK):
             then: dict[str, float] = {}
             for place, mass in at.items():
                 if place == NOWHERE:
@@ -242,9 +249,15 @@ class _Walk:
                     _add(found, place, mass)
                     continue
                 for target, p in self._next.get(place, ()):
+                    if self._exhausted():
+                        return found
                     _add(then, target, mass * p)
-            at = then
+            at = {place: mass for place, mass in then.items() if mass > NEGLIGIBLE}
         return found
+
+    def _exhausted(self) -> bool:
+        self.num_moves += 1
+        return self.num_moves > MAX_MOVES
 
 
 def _add(masses: dict[K, float], key: K, mass: float) -> None:

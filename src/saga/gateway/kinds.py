@@ -14,6 +14,7 @@ from saga.gateway.lineage import canonical
 BEGINNING: Final = 1_024
 """Bytes of a system prompt that tell its kind: what changes from task to task (paths, dates, files)
 mostly comes later."""
+EMPTY: Final = (b"null", b'""', b"[]")
 SHORTEST: Final = 64
 """A shorter prompt is no agent's own."""
 
@@ -34,7 +35,7 @@ def fingerprint(fields: Fields) -> str | None:
 
 def _system_prompt(fields: Fields) -> Raw | None:
     for told in (fields.system, fields.instructions):
-        if told:
+        if told and bytes(told) not in EMPTY:
             return told
     first = fields.messages[0] if fields.messages else None
     return first if first is not None and _role(first) in ("system", "developer") else None

@@ -159,12 +159,15 @@ class Sessions:
         if not session.num_inflight:
             self.close(session)
 
-    def end(self, workflow: LiveWorkflow) -> None:
-        """The same of a whole workflow."""
+    def end(self, workflow: LiveWorkflow) -> bool:
+        """The same of a whole workflow; False if it is over already."""
+        if self.workflows.get(workflow.id) is not workflow:
+            return False
         if not workflow.sessions:
             self.finish(workflow)
         for session in list(workflow.sessions.values()):
             self.end_session(session)
+        return True
 
     # ---- bookkeeping
 

@@ -50,6 +50,7 @@ def draw(document: Mapping[str, Any], *, title: str, theme: Theme = LIGHT) -> by
 
 
 def _title(document: Mapping[str, Any], title: str, shown: int) -> str:
+    title = title.replace("$", r"\$")
     left_out = len(document["nodes"]) - shown
     more = f", {left_out} rarer tools left out" if left_out else ""
     mean = document["mean_steps"]

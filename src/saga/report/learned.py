@@ -76,17 +76,18 @@ def table(document: Mapping[str, Any], *, most: int = 20) -> str:
     ]
     for node in document["nodes"][:most]:
         lines.append(
-            f"{_printable(node['id'])[:23]:24}{node['steps']:>8,}"
+            f"{printable(node['id'])[:23]:24}{node['steps']:>8,}"
             f"{_told(node['return_p50_s'], '.2f'):>14}{_told(node['return_p95_s'], '.2f'):>9}"
             f"{_told(node['new_tokens'], ',.0f'):>12}{_told(node['p_end'], '.0%'):>7}  "
-            + _printable(", ".join(following.get(node["id"], [])[:4]))
+            + printable(", ".join(following.get(node["id"], [])[:4]))
         )
     if len(document["nodes"]) > most:
         lines.append(f"and {len(document['nodes']) - most} more")
     return "\n".join(lines)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Safe to print, whoever made it up."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 

@@ -254,7 +254,7 @@ def evaluate(
     workflows: Iterable[WorkflowScript], *, warm: Iterable[WorkflowScript] = ()
 ) -> Evaluation:
     """Plays ``workflows`` one after another; ``warm`` ones before them are learned, not scored."""
-    ours, naive = Ours(), Naive()
+    ours, naive, warm = Ours(), Naive(), list(warm)
     for guesser in (ours, naive):
         for workflow in warm:
             _play(workflow, guesser, _Scores())
