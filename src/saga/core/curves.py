@@ -157,7 +157,9 @@ class Curves:
             counts = self._counts.get(key)
             if counts is None:
                 break
-            stale = counts.total > counts.fresh_until or counts.lender is not parent
+            stale = counts.total > counts.fresh_until or (
+                counts.lender is not parent and counts.evidence < LOAN  # mostly borrowed
+            )
             if counts.curve is None or stale:
                 counts.curve, counts.lender = _borrowing(counts, parent, loan), parent
                 counts.fresh_until = counts.total * (1.0 + STALE)

@@ -10,7 +10,7 @@ guessed from what all have in common.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from math import exp
 
 from saga.core.bounded import Generations
@@ -78,12 +78,14 @@ _Told = list[tuple[float, _Followers] | None]
 class Path:
     """What one session has done so far."""
 
-    __slots__ = ("chances", "labels", "num_steps", "own")
+    __slots__ = ("chances", "labels", "num_steps", "own", "told")
 
     def __init__(self) -> None:
         self.labels: tuple[str, ...] = ()
         """The last ones, at most ``ORDER``."""
         self.num_steps = 0
+        self.told: tuple[int, _Told] = (-1, [])
+        """What its model knows of it, as of so many steps learned."""
         self.chances: Chances | None = None
         """As they were told since its last step, so that they are worked out once."""
         self.own: dict[str, _Followers] = {}
@@ -96,6 +98,10 @@ class NextLabels:
     def __init__(self, *, max_contexts: int) -> None:
         self._contexts: Generations[Hashable, _Followers] = Generations(max_contexts)
         self._weights = [0.0] * NUM_EXPERTS
+        """As logarithms, and ..."""
+        self._scales = [1.0] * NUM_EXPERTS
+        """... as they count."""
+        self._num_learned = 0
         self._labels: dict[str, None] = {}
 
     def __len__(self) -> int:
@@ -111,7 +117,7 @@ class NextLabels:
     def chances(self, path: Path) -> Chances:
         """Of each label, ``END`` among them, to be the next; they sum to 1, or there are none."""
         if path.chances is None:
-            path.chances = _mix(self._told(path, self._contexts.peek))
+            path.chances = _mix(self._told(path))
         return path.chances
 
     def learn(self, path: Path, tool: str | None) -> str:
@@ -149,24 +155,36 @@ class NextLabels:
     # ---- inside
 
     def _count(self, path: Path, label: str) -> None:
-        told = self._told(path, self._contexts.get)
-        self._weigh(told, label)
-        for key, one in zip(_contexts(path), told, strict=False):
-            followers = self._contexts.peek(key) if one is None else one[1]
+        self._weigh(self._told(path), label)
+        self._num_learned += 1
+        for key in _contexts(path):
+            followers = self._contexts.get(key)
             if followers is None:
                 followers = _Followers()
                 self._contexts.put(key, followers)
             followers.add(label)
 
-    def _told(self, path: Path, look_up: Callable[[Hashable], _Followers | None]) -> _Told:
-        known: list[_Followers | None] = [look_up(key) for key in _contexts(path)]
+    def _told(self, path: Path) -> _Told:
+        """Changes nothing, and is worked out once for as long as nothing is learned."""
+        known_at, told = path.told
+        if known_at != self._num_learned:
+            told = self._ask(path)
+            path.told = self._num_learned, told
+        return told
+
+    def _ask(self, path: Path) -> _Told:
+        known: list[_Followers | None] = [self._contexts.peek(key) for key in _contexts(path)]
         known += [None] * (ORDER + 2 - len(known))
         known.append(path.own.get(path.labels[-1]) if path.labels else None)
         known.append(path.own.get(""))
-        return [
-            None if one is None or not one.total else (_weight(weight, one), one)
-            for weight, one in zip(self._weights, known, strict=True)
-        ]
+        told: _Told = []
+        for scale, one in zip(self._scales, known, strict=True):
+            if one is None or not one.total:
+                told.append(None)
+            else:
+                sure = one.total / (one.total + len(one.counts))
+                told.append((scale * sure * sure, one))
+        return told
 
     def _weigh(self, told: _Told, label: str) -> None:
         """Experts that gave ``label`` a better chance than the mixture did gain weight."""
@@ -183,7 +201,8 @@ class NextLabels:
         usual = sum(gains) / len(gains)  # only differences matter: without this all would sink
         for (number, _, _), gain in zip(given, gains, strict=True):
             weight = self._weights[number] + RATE * (gain - usual)
-            self._weights[number] = max(-FURTHEST, min(FURTHEST, weight))
+            self._weights[number] = weight = max(-FURTHEST, min(FURTHEST, weight))
+            self._scales[number] = exp(weight)
 
 
 def _contexts(path: Path) -> list[Hashable]:
@@ -191,11 +210,6 @@ def _contexts(path: Path) -> list[Hashable]:
     labels, place = path.labels, min(path.num_steps, PLACES)
     last = labels[-1] if labels else ""
     return [(place, last), *(labels[len(labels) - order :] for order in range(len(labels) + 1))]
-
-
-def _weight(learned: float, followers: _Followers) -> float:
-    sure = followers.total / (followers.total + len(followers.counts))
-    return exp(learned) * sure * sure
 
 
 def _mix(told: _Told) -> Chances:
