@@ -216,7 +216,7 @@ class _Scores:
 
 
 UNTOLD = {
-    "next_tool_top1": "no step of a session but its first names a tool",
+    "next_tool_top1": "no step names a tool",
     "tool_within_2x": "no step that names a tool has a tool time",
     "return_within_2x": "no step that names a tool has a return time",
     "remaining_steps_rel_err": "no session has ended before another began",
@@ -288,7 +288,7 @@ def _play(workflow: WorkflowScript, guesser: Guesser, scores: _Scores) -> None:
 def _play_session(session: SessionScript, guesser: Guesser, scores: _Scores) -> None:
     total = len(session.steps)
     for number, step in enumerate(session.steps):
-        if number and step.tool is not None:
+        if step.tool is not None:
             scores.hit("next_tool_top1", yes=guesser.next_tool() == step.tool)
         scores.within_2x("output_within_2x", guesser.output(), step.output_tokens)
         guesser.stepped(step)
