@@ -36,9 +36,9 @@ class _Times:
     def __init__(self) -> None:
         self.samples: dict[str, list[int]] = {}
 
-    def of(self, name: str, call: Callable[[], object]) -> None:
+    def of(self, name: str, call: Callable[..., object], *given: object) -> None:
         began = perf_counter_ns()
-        call()
+        call(*given)
         self.samples.setdefault(name, []).append(perf_counter_ns() - began)
 
     def figures(self) -> dict[str, float]:
@@ -69,10 +69,10 @@ def _play(model: Forecaster, tools: Iterator[str], chance: random.Random, times:
             continue
         times.of("forecast next tool", lambda: model.next_tool(progress))
         times.of("forecast output", lambda: model.output_tokens(progress))
-        times.of("update step", lambda: model.step(progress, tool, output))  # noqa: B023
+        times.of("update step", model.step, progress, tool, output)
         times.of("forecast return", lambda: model.return_time(progress).quantile(0.95))
         times.of("forecast steps left", lambda: model.steps_left(progress).quantile(0.5))
-        times.of("update return", lambda: model.returned(progress, gap, output))  # noqa: B023
+        times.of("update return", model.returned, progress, gap, output)
     model.ended(progress)
 
 

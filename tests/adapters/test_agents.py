@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -151,9 +152,9 @@ def test_a_conversation_is_as_long_as_its_script(
         assert conversation.messages == again.messages
         results = [m for m in conversation.messages if m["role"] == "tool"]
         assert calls or results == []
-        answer = {"role": "assistant", "content": "abc " * step.output_tokens}
+        answer: dict[str, Any] = {"role": "assistant", "content": "abc " * step.output_tokens}
         if calls:
-            answer |= {"tool_calls": [{"id": f"call_{step.new_tokens}"}]}  # type: ignore[dict-item]
+            answer |= {"tool_calls": [{"id": f"call_{step.new_tokens}"}]}
         conversation.answer(answer, step.output_tokens)
         again.answer(answer, step.output_tokens)
 

@@ -47,6 +47,24 @@ def test_weights_stay_where_they_can_be_used() -> None:
     assert max(model._weights) - min(model._weights) < 2 * FURTHEST
 
 
+def test_a_path_goes_on_under_another_model_as_if_it_had_never_asked_the_first() -> None:
+    """As after a graph was declared anew, with as much learned by both."""
+    told = []
+    for asks in (True, False):
+        first, second = NextLabels(max_contexts=300), NextLabels(max_contexts=300)
+        for model, then in ((first, "old"), (second, "new")):
+            for _ in range(3):
+                play(model, ["a", then])
+        path = Path()
+        first.learn(path, "a")
+        second.learn(Path(), "a")
+        if asks:
+            first.chances(path)
+        second.learn(path, "new")
+        told.append((second.chances(Path()), second.chances(path)))
+    assert told[0] == told[1]
+
+
 @pytest.mark.parametrize("name", [END, START, OTHER])
 def test_a_tool_can_be_called_like_one_of_ours(name: str) -> None:
     model = NextLabels(max_contexts=300)

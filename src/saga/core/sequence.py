@@ -36,6 +36,7 @@ FURTHEST = 8.0
 NEGLIGIBLE = 0.03
 """Experts with less of the weight are not heard."""
 DECLARED = 10
+"""Transitions that what is declared of one label counts as."""
 RESERVED = (START, END, OTHER)
 """No names of tools."""
 RATE = 0.2
@@ -84,8 +85,8 @@ class Path:
         self.labels: tuple[str, ...] = ()
         """The last ones, at most ``ORDER``."""
         self.num_steps = 0
-        self.told: tuple[int, _Told] = (-1, [])
-        """What its model knows of it, as of so many steps learned."""
+        self.told: tuple[object, _Told] = (None, [])
+        """What a model knows of it, as of that state of the model."""
         self.chances: Chances | None = None
         """As they were told since its last step, so that they are worked out once."""
         self.own: dict[str, _Followers] = {}
@@ -101,7 +102,8 @@ class NextLabels:
         """As logarithms, and ..."""
         self._scales = [1.0] * NUM_EXPERTS
         """... as they count."""
-        self._num_learned = 0
+        self._state = object()
+        """Another one whenever something is learned."""
         self._labels: dict[str, None] = {}
 
     def __len__(self) -> int:
@@ -147,6 +149,7 @@ class NextLabels:
                 name = one if one == END else self.label(one)
                 for _ in range(max(1, round(DECLARED * chance))):
                     followers.add(name)
+        self._state = object()
 
     def end(self, path: Path) -> None:
         """The session has ended instead."""
@@ -156,7 +159,7 @@ class NextLabels:
 
     def _count(self, path: Path, label: str) -> None:
         self._weigh(self._told(path), label)
-        self._num_learned += 1
+        self._state = object()
         for key in _contexts(path):
             followers = self._contexts.get(key)
             if followers is None:
@@ -166,10 +169,10 @@ class NextLabels:
 
     def _told(self, path: Path) -> _Told:
         """Changes nothing, and is worked out once for as long as nothing is learned."""
-        known_at, told = path.told
-        if known_at != self._num_learned:
+        state, told = path.told
+        if state is not self._state:
             told = self._ask(path)
-            path.told = self._num_learned, told
+            path.told = self._state, told
         return told
 
     def _ask(self, path: Path) -> _Told:

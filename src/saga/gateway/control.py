@@ -7,6 +7,7 @@ configured, everybody is both.
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import parse_qs, unquote
 
@@ -221,7 +222,7 @@ class Control:
         learned = None
         if key in view.graphs.known():
             learned = learned_graph(
-                view.graphs[key], lambda tool, p: view.return_times.quantile(tool, p, owner=owner)
+                view.graphs[key], partial(view.return_times.quantile, owner=owner)
             )
         if declared is None and learned is None:
             raise GatewayError(404, f"graph {name!r} is not known")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from saga.core.graph import AgentExecutionGraph
@@ -23,7 +24,7 @@ def learned_graphs(workflows: Iterable[WorkflowScript]) -> dict[str, dict[str, A
         for session in workflow.sessions:
             _learn(session, graph, times, workflow.agent_type)
     return {
-        kind: learned_graph(graph, lambda tool, p, kind=kind: times.quantile(tool, p, owner=kind))  # type: ignore[misc]
+        kind: learned_graph(graph, partial(times.quantile, owner=kind))
         for kind, graph in graphs.items()
     }
 
