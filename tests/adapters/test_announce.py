@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from tests.adapters.stub import Quiet, Serving
 
 from saga.adapters.announce import MAX_EVENTS, MAX_WAITING, REST_S, Announcer
 from saga.adapters.identity import Answered
 
 
-class Stub:
+class Stub(Serving):
     """A gateway's events route."""
 
     def __init__(self) -> None:
@@ -26,7 +24,7 @@ class Stub:
         self.status = 200
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Quiet):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 outer.posts.append((self.path, self.headers["x-api-key"], body["events"]))
@@ -34,22 +32,7 @@ class Stub:
                 self.send_header("content-length", "0")
                 self.end_headers()
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    @contextmanager
-    def serving(self) -> Iterator[Stub]:
-        thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield self
-        finally:
-            self._server.shutdown()
-            thread.join()
-            self._server.server_close()
+        super().__init__(Handler)
 
     @property
     def events(self) -> list[dict[str, Any]]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import suppress
 from types import SimpleNamespace as Shape
 from typing import Any
 
@@ -15,6 +13,7 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.adapters.stub import Quiet, Serving
 
 from saga import wire
 from saga.adapters import Identity, identified, install, outgoing, uninstall
@@ -24,7 +23,7 @@ from saga.adapters.outgoing import BASE_URL, add_headers, gateway_of, is_address
 ANSWER = b'{"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": []}'
 
 
-class Server:
+class Server(Serving):
     """Writes down the headers of what it is asked."""
 
     def __init__(self) -> None:
@@ -32,7 +31,7 @@ class Server:
         self.session: str | None = "told-session"
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Quiet):
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["content-length"]))
                 outer.asked.append({name.lower(): value for name, value in self.headers.items()})
@@ -44,22 +43,7 @@ class Server:
                 self.end_headers()
                 self.wfile.write(ANSWER)
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    @contextmanager
-    def serving(self) -> Iterator[Server]:
-        thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield self
-        finally:
-            self._server.shutdown()
-            thread.join()
-            self._server.server_close()
+        super().__init__(Handler)
 
 
 @pytest.fixture(scope="module")

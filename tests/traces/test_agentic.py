@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.traces.reading import only, read_lines
 
 from saga.traces import (
     Problem,
@@ -12,8 +13,6 @@ from saga.traces import (
     StepScript,
     TraceFile,
     WorkflowScript,
-    check_script,
-    read_scripts,
     write_scripts,
 )
 
@@ -24,19 +23,11 @@ def row(name: str, prompt: int = 100, session: str = "s", **fields: Any) -> dict
 
 
 def read(folder: Path, *rows: dict[str, Any]) -> TraceFile:
-    path = folder / "rows.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    trace = read_scripts(path)
-    for script in trace.scripts:
-        check_script(script)
-    return trace
+    return read_lines(folder / "rows.jsonl", map(json.dumps, rows))
 
 
 def sessions(folder: Path, *rows: dict[str, Any]) -> tuple[SessionScript, ...]:
-    trace = read(folder, *rows)
-    assert not trace.problems
-    (script,) = trace.scripts
-    return script.sessions
+    return only(read(folder, *rows)).sessions
 
 
 def test_a_session_waits_for_its_last_step_and_its_tool(tmp_path: Path) -> None:

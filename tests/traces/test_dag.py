@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.traces.reading import only, read_lines
 
 from saga.traces import (
     Problem,
@@ -12,8 +13,6 @@ from saga.traces import (
     StepScript,
     TraceFile,
     WorkflowScript,
-    check_script,
-    read_scripts,
     write_scripts,
 )
 from saga.traces.text import common_chars, filler, tokens_of
@@ -29,19 +28,11 @@ def conversation(name: str, *turns: dict[str, Any], **fields: Any) -> dict[str, 
 
 
 def read(folder: Path, *conversations: dict[str, Any]) -> TraceFile:
-    path = folder / "dag.jsonl"
-    path.write_text("\n".join(map(json.dumps, conversations)))
-    trace = read_scripts(path)
-    for script in trace.scripts:
-        check_script(script)
-    return trace
+    return read_lines(folder / "dag.jsonl", map(json.dumps, conversations))
 
 
 def workflow(folder: Path, *conversations: dict[str, Any]) -> WorkflowScript:
-    trace = read(folder, *conversations)
-    assert not trace.problems
-    (script,) = trace.scripts
-    return script
+    return only(read(folder, *conversations))
 
 
 def test_turns_add_to_the_context(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.traces.reading import only, read_lines
 
 from saga.traces import (
     Problem,
@@ -12,8 +13,6 @@ from saga.traces import (
     StepScript,
     TraceFile,
     WorkflowScript,
-    check_script,
-    read_scripts,
     write_scripts,
 )
 
@@ -65,19 +64,11 @@ def replay(prompt: int, blocks: list[int], block: int = 10) -> dict[str, Any]:
 
 
 def read(folder: Path, *events: dict[str, Any]) -> TraceFile:
-    path = folder / "trace.jsonl"
-    path.write_text("\n".join(map(json.dumps, events)))
-    trace = read_scripts(path)
-    for script in trace.scripts:
-        check_script(script)
-    return trace
+    return read_lines(folder / "trace.jsonl", map(json.dumps, events))
 
 
 def sessions(folder: Path, *events: dict[str, Any]) -> tuple[SessionScript, ...]:
-    trace = read(folder, *events)
-    assert not trace.problems
-    (script,) = trace.scripts
-    return script.sessions
+    return only(read(folder, *events)).sessions
 
 
 def test_calls_and_tools_of_a_trajectory_are_the_steps_of_a_session(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.traces.reading import only, read_lines
 
 from saga.traces import (
     Problem,
@@ -12,8 +13,6 @@ from saga.traces import (
     StepScript,
     TraceFile,
     WorkflowScript,
-    check_script,
-    read_scripts,
     write_scripts,
 )
 
@@ -63,19 +62,11 @@ def export(*spans: dict[str, Any]) -> str:
 
 
 def read(folder: Path, *lines: str) -> TraceFile:
-    path = folder / "spans.jsonl"
-    path.write_text("\n".join(lines))
-    trace = read_scripts(path)
-    for script in trace.scripts:
-        check_script(script)
-    return trace
+    return read_lines(folder / "spans.jsonl", lines)
 
 
 def workflow(folder: Path, *spans: dict[str, Any]) -> WorkflowScript:
-    trace = read(folder, export(*spans))
-    assert not trace.problems
-    (script,) = trace.scripts
-    return script
+    return only(read(folder, export(*spans)))
 
 
 def test_calls_and_tools_under_an_agent_are_a_session(tmp_path: Path) -> None:
