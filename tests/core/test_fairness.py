@@ -1,4 +1,4 @@
-"""Laws of virtual time: start-time fair queueing, credit, idleness, and what a refresh costs."""
+"""What is charged to whom: fair shares between tenants that wait, debts, and a refresh's cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.core.test_queues import make_request
+from tests.core.test_queues import limit, make_request
 
 from saga.config import load_preset
 from saga.core import events as ev
 from saga.core.fairness import REFRESH_PER_EVENT, ServiceLedger
-from saga.core.model import ClusterState, Request, Tenant, Workflow
+from saga.core.model import ClusterState, Tenant, Workflow
 from saga.core.policy import ClusterView, RequestView, TenantView, WorkflowView
-from saga.core.queues import FairQueue
+from saga.core.queues import FairQueue, Lane
 from saga.core.view import View
 from saga.testing import FakeCluster
 
@@ -27,6 +27,12 @@ class Weighted:
     """Which tenant? The one furthest behind its weight. Notes down whom it was asked about."""
 
     asked: list[str] = field(default_factory=list)
+
+    def limit(self, least: float) -> float:
+        return least
+
+    def start_limit(self, least: float) -> float:
+        return least
 
     def urgency(self, workflow: WorkflowView, cluster: ClusterView) -> float:
         self.asked.append(workflow.id)
@@ -46,26 +52,29 @@ class Race:
 
     def __init__(self, shares: tuple[float, float]) -> None:
         self.ledger = ServiceLedger(None, EPOCH_US)
-        self.queue = FairQueue(fair=True)
+        self.queue = FairQueue(limit(0.0))
         self.tenants = [Tenant(id="a", share=shares[0]), Tenant(id="b", share=shares[1])]
         self.normal = [0.0, 0.0]
         """Service over share since the race began."""
         self.largest = [0.0, 0.0]
         """Of what was charged for one request, over share."""
         self.number = 0
+        for who in (0, 1, 0, 1):
+            self.join(who)
 
     def join(self, who: int) -> None:
         self.number += 1
         request = make_request(f"r{self.number}", self.tenants[who])
-        self.ledger.queued(self.tenants[who])
+        self.tenants[who].num_queued += 1
         self.queue.push(request, 0.0)
 
     def serve(self, forecast: float, real: float) -> int:
-        request = self.queue.pop()
+        request = self.queue.peek()
+        assert request is not None
         tenant = request.session.workflow.tenant
         who = self.tenants.index(tenant)
-        self.ledger.charge(request, forecast)
-        self.ledger.settle(request, real)
+        self.ledger.charge(request, forecast, self.queue)
+        self.ledger.settle(request, real, self.queue)
         self.normal[who] += real / tenant.share
         self.largest[who] = max(self.largest[who], max(forecast, real) / tenant.share)
         return who
@@ -88,13 +97,12 @@ def test_law_11_fair_share_between_backlogged_tenants(
 ) -> None:
     """Over any interval |W_i / s_i - W_j / s_j| <= max charge_i / s_i + max charge_j / s_j."""
     race = Race((first, second))
-    race.join(0)
-    race.join(1)
     deviations = [0.0]
     for cost, _ in costs:
         race.join(race.serve(cost, cost))
         deviations.append(race.deviation)
     assert max(deviations) - min(deviations) <= race.bound
+    assert race.queue.deviation <= 1.0
 
 
 @given(SHARE, SHARE, COSTS)
@@ -103,41 +111,18 @@ def test_wrong_forecasts_do_not_add_up(
 ) -> None:
     """From the common start the bound holds for what requests really took, too."""
     race = Race((first, second))
-    race.join(0)
-    race.join(1)
     for forecast, real in costs:
         race.join(race.serve(forecast, real))
         assert abs(race.deviation) <= race.bound
         for tenant in race.tenants:
-            assert tenant.virtual_time * tenant.share == pytest.approx(
-                tenant.service_us + tenant.credit_us
+            lane = race.queue.lanes[tenant.id]
+            assert (lane.virtual_time - lane.credit) * tenant.share == pytest.approx(
+                tenant.service_us
             )
-
-
-@given(SHARE, SHARE, COSTS, COSTS)
-def test_idleness_is_not_saved_up(
-    first: float,
-    second: float,
-    alone: list[tuple[float, float]],
-    together: list[tuple[float, float]],
-) -> None:
-    """Whoever comes back from idleness gets its share from then on, and nothing for before."""
-    race = Race((first, second))
-    race.join(0)
-    for cost, _ in alone:
-        race.join(race.serve(cost, cost))
-    race.normal = [0.0, 0.0]
-    race.join(1)
-    assert race.tenants[1].virtual_time == race.ledger.virtual_time
-    for cost, _ in together:
-        race.join(race.serve(cost, cost))
-        assert abs(race.deviation) <= race.bound
 
 
 def test_shares_by_hand() -> None:
     race = Race((3.0, 1.0))
-    race.join(0)
-    race.join(1)
     served = []
     for _ in range(40):
         served.append(race.serve(10.0, 10.0))
@@ -145,58 +130,60 @@ def test_shares_by_hand() -> None:
     assert served.count(0) == 30
 
 
-def test_a_charge_too_high_is_credit() -> None:
-    ledger, tenant = ServiceLedger(None, EPOCH_US), Tenant(id="t", share=2.0)
-    first, second, third = (make_request(name, tenant) for name in "abc")
-    for _ in range(3):
-        ledger.queued(tenant)
-    ledger.charge(first, 100.0)
-    assert (tenant.virtual_time, tenant.service_us, tenant.num_queued) == (50.0, 100.0, 2)
-    ledger.settle(first, 30.0)
-    assert (tenant.virtual_time, tenant.service_us, tenant.credit_us) == (50.0, 30.0, 70.0)
-    ledger.charge(second, 60.0)
-    assert (tenant.virtual_time, tenant.service_us, tenant.credit_us) == (50.0, 90.0, 10.0)
-    ledger.settle(second, 64.0)
-    assert (tenant.virtual_time, tenant.service_us, tenant.credit_us) == (50.0, 94.0, 6.0)
-    ledger.charge(third, 16.0)
-    assert (tenant.virtual_time, tenant.service_us, tenant.credit_us) == (55.0, 110.0, 0.0)
-    assert tenant.num_queued == 0
-    assert ledger.virtual_time == 50.0, "where the last one was served"
-
-
 def test_a_request_queued_again_costs_nothing() -> None:
-    ledger, tenant = ServiceLedger(None, EPOCH_US), Tenant(id="t")
+    ledger, tenant, queue = ServiceLedger(None, EPOCH_US), Tenant(id="t"), FairQueue(limit(0.0))
+    queue.push(make_request("other", tenant), 0.0)
     request = make_request("r", tenant)
-    ledger.queued(tenant)
-    ledger.charge(request, 100.0)
-    ledger.settle(request, 0.0)
-    ledger.queued(tenant)
-    assert (tenant.service_us, tenant.credit_us, tenant.num_queued) == (0.0, 100.0, 1)
-    ledger.charge(request, 100.0)
-    assert (tenant.service_us, tenant.virtual_time) == (100.0, 100.0)
+    tenant.num_queued += 1
+    queue.push(request, 0.0)
+    ledger.charge(request, 100.0, queue)
+    assert (tenant.service_us, tenant.num_queued) == (100.0, 0)
+    ledger.settle(request, 0.0, queue)
+    assert (tenant.service_us, queue.lanes["t"].credit) == (0.0, 100.0)
+    queue.push(request, 0.0)
+    ledger.charge(request, 100.0, queue)
+    assert (tenant.service_us, queue.lanes["t"].virtual_time) == (100.0, 100.0)
 
 
-@given(st.lists(st.tuples(st.sampled_from("qucs"), st.integers(0, 2), COST), max_size=80))
-def test_virtual_times_never_decrease(turns: list[tuple[str, int, float]]) -> None:
-    ledger = ServiceLedger(None, EPOCH_US)
-    tenants = [Tenant(id=name, share=share) for name, share in (("a", 0.5), ("b", 1), ("c", 3))]
-    running: list[Request] = []
-    for what, who, cost in turns:
-        before = [ledger.virtual_time, *(tenant.virtual_time for tenant in tenants)]
-        tenant = tenants[who]
-        if what == "q":
-            ledger.queued(tenant)
-            assert tenant.num_queued > 1 or tenant.virtual_time >= ledger.virtual_time
-        elif what == "u" and tenant.num_queued:
-            ledger.unqueued(tenant)
-        elif what == "c" and tenant.num_queued:
-            running.append(make_request("r", tenant))
-            ledger.charge(running[-1], cost)
-        elif what == "s" and running:
-            ledger.settle(running.pop(), cost)
-        after = [ledger.virtual_time, *(tenant.virtual_time for tenant in tenants)]
-        assert all(new >= old for new, old in zip(after, before, strict=True))
-        assert all(tenant.credit_us >= 0 and tenant.num_queued >= 0 for tenant in tenants)
+class Gate:
+    """One tenant before admission, where something else of it waits; its type takes 100."""
+
+    def __init__(self) -> None:
+        self.ledger = ServiceLedger(Weighted(), EPOCH_US)
+        self.queue = FairQueue(limit(0.0))
+        view = View(ClusterState(), {})
+        tenant = Tenant(id="t")
+        head, other = make_request("head", tenant), make_request("other", tenant)
+        for request in (head, other):
+            self.queue.push(request, 0.0)
+        self.workflow = head.session.workflow
+        view.graphs.learn(self.workflow.agent_type).cost_us.add(100.0)
+        self.ledger.start(head, view, self.queue)
+
+    @property
+    def lane(self) -> Lane:
+        return self.queue.lanes["t"]
+
+
+def test_a_workflow_is_charged_at_its_start_and_more_only_beyond_that() -> None:
+    gate = Gate()
+    assert gate.lane.virtual_time == 100.0
+    gate.workflow.service_us, gate.workflow.kv_us = 90.0, 40.0
+    gate.ledger.go_on(gate.workflow, gate.queue)
+    assert gate.lane.virtual_time == 100.0
+    gate.workflow.kv_us = 130.0
+    gate.ledger.go_on(gate.workflow, gate.queue)
+    assert gate.lane.virtual_time == 130.0, "the dominant one counts"
+    gate.workflow.service_us = 150.0
+    gate.ledger.end(gate.workflow, gate.queue)
+    assert (gate.lane.virtual_time, gate.lane.num_in_flight) == (150.0, 0)
+
+
+def test_a_workflow_that_took_less_leaves_credit() -> None:
+    gate = Gate()
+    gate.workflow.service_us = 30.0
+    gate.ledger.end(gate.workflow, gate.queue)
+    assert (gate.lane.virtual_time, gate.lane.credit) == (100.0, 70.0)
 
 
 class Watch:
@@ -327,27 +314,12 @@ def test_law_11_in_the_scheduler(steps: list[tuple[int, int]], weight: float) ->
 def test_a_tenant_that_leaves_ahead_comes_back_with_its_debt() -> None:
     """Otherwise one-workflow-at-a-time clients would start anew at every workflow."""
     cluster = FakeCluster("saga_paper", engines=1, max_num_seqs=1)
+    queue = cluster.scheduler.queues["engine-0"]
     request = cluster.ask("greedy", 1_000, tenant="greedy")
+    cluster.ask("other", 1_000, tenant="other")
     cluster.finish(request, output_tokens=50_000)
-    ahead = cluster.scheduler.state.tenants["greedy"].virtual_time
     cluster.tell(ev.WorkflowDone(at=cluster.now, workflow="greedy"))
     assert "greedy" not in cluster.scheduler.state.tenants
+    ahead = queue.lead("greedy")
     cluster.ask("again", 1_000, tenant="greedy")
-    assert cluster.scheduler.state.tenants["greedy"].virtual_time >= ahead > 0
-    assert cluster.scheduler.state.tenants["greedy"].virtual_time > (
-        cluster.scheduler.ledger.virtual_time - 1e-9
-    )
-
-
-def test_debts_that_are_used_up_are_forgotten() -> None:
-    ledger = ServiceLedger(None, 100_000)
-    for number in range(100):
-        ledger.part(Tenant(id=f"t{number}", virtual_time=float(number)))
-    ledger.virtual_time = 90.0
-    ledger.part(Tenant(id="last", virtual_time=95.0))
-    back, forgotten = Tenant(id="t97"), Tenant(id="t50")
-    ledger.join(back)
-    ledger.join(forgotten)
-    assert (back.virtual_time, forgotten.virtual_time) == (97.0, 90.0)
-    ledger.join(back)
-    assert back.virtual_time == 90.0, "a debt is told once"
+    assert queue.lead("greedy") == ahead > 0

@@ -19,7 +19,10 @@ SECOND = 1_000_000
 def busy_cluster() -> FakeCluster:
     """Engines full and draining, requests in every state, graphs and tools with a history."""
     cluster = FakeCluster(
-        "saga+admission.growth_tokens=3500", engines=3, kv_capacity_tokens=20_000, max_num_seqs=2
+        "saga+admission.kappa=0.4+admission.reserve=0.0",
+        engines=3,
+        kv_capacity_tokens=20_000,
+        max_num_seqs=2,
     )
     for number in range(62):
         tenant, agent_type = ("a", "coder") if number % 2 else ("b", "browser")
@@ -69,7 +72,14 @@ def questions(info: PolicyInfo, policy: Any, cluster: FakeCluster) -> list[Quest
     running = [request for request in requests if request.state is RequestState.RUNNING]
     ask = getattr(policy, QUESTIONS[info.kind])
     match info.kind:
-        case "admission" | "ordering" | "routing":
+        case "admission":
+            sessions = state.sessions.values()
+            return [
+                *((ask, (request, view)) for request in requests),
+                *((policy.growth_tokens, (session, 1_000, view)) for session in sessions),
+                *((policy.absence_us, (session, view)) for session in sessions),
+            ]
+        case "ordering" | "routing":
             return [(ask, (request, view)) for request in requests]
         case "retention" | "offload" | "prefetch":
             at_home = [s for s in state.sessions.values() if s.home is not None]
@@ -133,10 +143,10 @@ def test_a_snapshot_sees_every_change() -> None:
         (next(iter(state.requests.values())), "charged_us"),
         (next(iter(state.sessions.values())), "resident_tokens"),
         (next(iter(state.workflows.values())), "gap_us"),
-        (next(iter(state.tenants.values())), "virtual_time"),
+        (next(iter(state.tenants.values())), "service_us"),
         (next(iter(state.engines.values())), "num_running"),
         (view.graphs["coder"], "num_sessions"),
-        (cluster.scheduler.ledger, "virtual_time"),
+        (cluster.scheduler.unadmitted, "virtual_time"),
     ]
     for thing, name in changes:
         value = getattr(thing, name)

@@ -195,7 +195,7 @@ def test_a_stolen_session_without_kv_needs_no_move() -> None:
 
 
 def test_an_urgent_tenant_preempts_after_waiting_for_long_enough() -> None:
-    cluster = FakeCluster("saga+admission=null", max_num_seqs=2)
+    cluster = FakeCluster("saga_paper+ordering=program_fcfs", max_num_seqs=2)
 
     def ask(name: str, deadline: int) -> str:
         cluster.tell(
@@ -268,6 +268,12 @@ class Asked:
 
     at: list[int] = field(default_factory=list)
 
+    def limit(self, least: float) -> float:
+        return least
+
+    def start_limit(self, least: float) -> float:
+        return least
+
     def urgency(self, workflow: WorkflowView, cluster: ClusterView) -> float:
         return 1.0
 
@@ -306,9 +312,12 @@ def test_kv_from_before_a_session_was_opened_gives_it_a_home() -> None:
     assert dispatched(cluster.actions)[-1] == (request, "engine-2")
 
 
+STRICT = "saga+admission.kappa=1.0+admission.reserve=0.0"
+
+
 def test_who_stays_away_for_long_makes_room_for_others() -> None:
     """One engine of 30,000 tokens, of which each session takes 10,000 with its growth."""
-    cluster = FakeCluster("saga", engines=1, kv_capacity_tokens=30_000)
+    cluster = FakeCluster(STRICT, engines=1, kv_capacity_tokens=30_000)
     for name in ("a", "b", "c"):
         cluster.finish(cluster.ask(name, 2_000), output_tokens=0, tool="shell")
     engine = cluster.scheduler.state.engines["engine-0"]
@@ -330,7 +339,7 @@ def test_who_stays_away_for_long_makes_room_for_others() -> None:
 
 def test_a_session_whose_only_request_failed_makes_room_too() -> None:
     """Otherwise every refused request would take memory from others until its session is closed."""
-    cluster = FakeCluster("saga", engines=1, kv_capacity_tokens=31_000)
+    cluster = FakeCluster(STRICT, engines=1, kv_capacity_tokens=31_000)
     for name in ("a", "b", "c"):
         request = cluster.ask(name, 2_000)
         cluster.tell(ev.RequestFailed(at=cluster.now, request=request, reason="bad body"))

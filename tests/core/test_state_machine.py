@@ -17,7 +17,8 @@ from tests.core.bundles import BUNDLES, bundle
 from saga.core import events as ev
 from saga.core.actions import Action
 from saga.core.loads import MEASURES
-from saga.core.model import Engine, Request, RequestState, Session, Tenant
+from saga.core.model import Engine, Request, RequestState, Session
+from saga.core.queues import FairQueue, Lane
 from saga.core.scheduler import Scheduler
 from saga.testing import FakeCluster, snapshot
 
@@ -53,9 +54,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.log: list[tuple[ev.Event, list[Action]]] = []
         self.homes: dict[str, Engine] = {}
         """By session: who last accepted a request of it."""
-        self.clocks: list[tuple[Tenant, float]] = []
-        """Tenants and their virtual times after the last event."""
-        self.ledger_clock = 0.0
+        self.clocks: list[tuple[FairQueue | Lane, float]] = []
+        """Queues and their lanes, and their virtual times after the last event."""
         self.number = 0
         for _ in range(engines):
             self.engine_up(size)
@@ -329,13 +329,12 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def virtual_times_never_decrease(self) -> None:
-        ledger = self.scheduler.ledger
-        for tenant, virtual_time in self.clocks:
-            assert tenant.virtual_time >= virtual_time
-        assert ledger.virtual_time >= self.ledger_clock
-        tenants = self.scheduler.state.tenants.values()
-        self.clocks = [(tenant, tenant.virtual_time) for tenant in tenants]
-        self.ledger_clock = ledger.virtual_time
+        for thing, virtual_time in self.clocks:
+            assert thing.virtual_time >= virtual_time
+        things: list[FairQueue | Lane] = []
+        for queue in (self.scheduler.unadmitted, *self.scheduler.queues.values()):
+            things += [queue, *queue.lanes.values()]
+        self.clocks = [(thing, thing.virtual_time) for thing in things]
 
     @invariant()
     def nobody_waits_for_an_admission_that_nobody_asks_for(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from saga.core.graph import GraphStore
 from saga.core.loads import MEASURES, Measure
 from saga.core.model import Engine, Request, Session, Tenant, Workflow
-from saga.core.policy import EngineView
+from saga.core.policy import EngineView, TenantView
 from saga.core.return_times import ReturnTimes
 
 SECOND = 1_000_000
@@ -27,8 +27,13 @@ class Cluster:
     queues: Mapping[str, Sequence[Request]] = field(default_factory=dict)
     """By engine, oldest first."""
     sessions: Sequence[Session] = ()
+    entitled: float = 0.0
+    """KV tokens that are any tenant's share."""
     return_times: ReturnTimes = field(default_factory=ReturnTimes)
     graphs: GraphStore = field(default_factory=GraphStore)
+
+    def entitled_tokens(self, tenant: TenantView) -> float:
+        return self.entitled
 
     def load(self, measure: Measure, engine: EngineView) -> float:
         return MEASURES[measure](next(own for own in self.engines if own is engine))

@@ -76,6 +76,9 @@ class AlwaysAdmits:
     def admit(self, request: RequestView, cluster: ClusterView) -> Verdict:
         return Verdict(True, "why not")
 
+    def growth_tokens(self, session: SessionView, tokens: int, cluster: ClusterView) -> int:
+        return 0
+
     def absence_us(self, session: SessionView, cluster: ClusterView) -> int:
         return 0
 

@@ -6,11 +6,14 @@ from tests.policies.factory import Cluster, engine, request, session
 from saga.core.model import Engine
 from saga.policies.working_set import WorkingSet
 
-POLICY = WorkingSet(kappa=1.0, growth_tokens=500)
+POLICY = WorkingSet(kappa=1.0, reserve=0.2, unknown_growth_tokens=500)
 
 
-def admits(*engines: Engine, prompt: int = 1_000, policy: WorkingSet = POLICY) -> bool:
-    verdict = policy.admit(request(prompt=prompt), Cluster(engines=engines))
+def admits(
+    *engines: Engine, prompt: int = 1_000, policy: WorkingSet = POLICY, entitled: float = 0.0
+) -> bool:
+    cluster = Cluster(engines=engines, entitled=entitled)
+    verdict = policy.admit(request(prompt=prompt), cluster)
     assert verdict.reason
     return verdict.admit
 
@@ -18,25 +21,41 @@ def admits(*engines: Engine, prompt: int = 1_000, policy: WorkingSet = POLICY) -
 @pytest.mark.parametrize(("committed", "fits"), [(7_499, True), (7_500, True), (7_501, False)])
 def test_the_boundary_is_the_capacity(committed: int, fits: bool) -> None:
     """10,000 tokens; two sessions grow by 500 each, the newcomer needs 1,000 + 500."""
-    assert admits(engine(committed_tokens=committed, num_sessions=2)) is fits
+    busy = engine(committed_tokens=committed, growth_tokens=1_000, num_sessions=2)
+    assert admits(busy) is fits
 
 
 @pytest.mark.parametrize(("kappa", "fits"), [(0.79, False), (0.8, True), (1.5, True)])
 def test_kappa_scales_the_capacity(kappa: float, fits: bool) -> None:
-    busy = engine(committed_tokens=6_000, num_sessions=1)  # with growth and newcomer 8,000
-    assert admits(busy, policy=WorkingSet(kappa=kappa, growth_tokens=500)) is fits
+    busy = engine(committed_tokens=6_000, growth_tokens=500, num_sessions=1)  # in all 8,000
+    assert admits(busy, policy=WorkingSet(kappa=kappa, unknown_growth_tokens=500)) is fits
 
 
-def test_growth_counts_per_session() -> None:
-    few = engine(committed_tokens=5_000, num_sessions=7)  # 5,000 + 3,500 + 1,500
-    many = engine(committed_tokens=5_000, num_sessions=8)
-    assert admits(few)
-    assert not admits(many)
+@pytest.mark.parametrize(("entitled", "fits"), [(1_499, False), (1_500, True)])
+def test_the_reserve_is_for_tenants_below_their_share(entitled: float, fits: bool) -> None:
+    full = engine(committed_tokens=9_000, num_sessions=1)
+    assert not admits(full)
+    assert admits(full, entitled=entitled) is fits
+    overfull = engine(committed_tokens=10_501, num_sessions=1)
+    assert not admits(overfull, entitled=1e9)
+
+
+def test_growth_is_what_the_graph_expects() -> None:
+    cluster = Cluster(engines=[engine()])
+    assert POLICY.growth_tokens(session(), 1_000, cluster) == 500, "nothing is known"
+    graph = cluster.graphs.learn("agent")
+    graph.output_tokens.add(40)
+    for _ in range(30):
+        for _ in range(9):
+            graph.observe_step("shell", "shell", new_tokens=60)
+        graph.observe_end("shell", 10)
+    grown = [POLICY.growth_tokens(session(), tokens, cluster) for tokens in (0, 500, 1_000, 9_000)]
+    assert grown == [367, 106, 0, 0], "1,000 / e, 1,000 / sqrt(e) - 500, ..."
 
 
 def test_an_empty_engine_always_admits() -> None:
     assert admits(engine(), prompt=9_999)
-    assert admits(engine(), policy=WorkingSet(kappa=0.001))
+    assert admits(engine(), policy=WorkingSet(kappa=0.001, reserve=0.0))
 
 
 def test_one_engine_with_room_is_enough() -> None:
@@ -46,7 +65,7 @@ def test_one_engine_with_room_is_enough() -> None:
 
 
 def test_a_larger_newcomer_needs_more() -> None:
-    busy = engine(committed_tokens=6_000, num_sessions=1)
+    busy = engine(committed_tokens=6_500, num_sessions=1)
     assert admits(busy, prompt=3_000)
     assert not admits(busy, prompt=3_001)
 

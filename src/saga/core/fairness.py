@@ -1,34 +1,45 @@
-"""Service accounting and start-time fair queueing over tenants.
+"""Service accounting: what requests and workflows take, forecast when they begin, then corrected.
 
-Service is GPU time: charged at dispatch by forecast, corrected when the request ends. A tenant's
-virtual time advances by service over share; whoever has the smallest goes next; a tenant that comes
-back from idleness starts at the system's virtual time, so that idleness is not saved up.
+A request is charged its GPU time in the queue of its engine. A workflow is charged, in the queue
+for admission, the dominant share of what it is expected to take: GPU time, or KV memory-time (the
+part of an engine's KV memory that it holds, also while its tools run, times how long), whichever
+is more (Ghodsi et al., Multi-Resource Fair Queueing, SIGCOMM 2012). Sub-agents count as their
+workflow does. ``docs/fairness.md`` says what follows.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 
+from saga.core.graph import RemainingWork
 from saga.core.model import Request, Tenant, Workflow
 from saga.core.policy import ClusterView, FairnessPolicy
+from saga.core.queues import FairQueue
+
+USUAL_COST_US = (250.0, 2_500.0)
+"""GPU time per prefilled and per generated token where no engine is up to tell."""
 
 REFRESH_PER_EVENT = 1
 """Urgencies looked at again per event: a small constant keeps decisions flat in the number of
 workflows, at the price that with very many of them an epoch is stretched."""
 
 
+def gpu_us(work: RemainingWork, cluster: ClusterView) -> float:
+    """GPU time of work that is still to come, on an engine like the cluster's first."""
+    engines = cluster.engines
+    if engines:
+        return engines[0].cost_us(int(work.new_tokens), int(work.output_tokens))
+    return work.new_tokens * USUAL_COST_US[0] + work.output_tokens * USUAL_COST_US[1]
+
+
 class ServiceLedger:
-    """Who was given how much, and whose turn it is. Without a policy it only keeps count."""
+    """Who was given how much, and what shares they have. Without a policy it only keeps count."""
 
     def __init__(self, policy: FairnessPolicy | None, epoch_us: int) -> None:
         self._policy = policy
         self._epoch_us = epoch_us
         self._rotation: OrderedDict[str, Workflow] = OrderedDict()
         """Unfinished workflows, the one whose urgency is the stalest first."""
-        self.virtual_time = 0.0
-        """The largest virtual time at which anybody was served."""
-        self._left: dict[str, float] = {}
-        """Tenants without workflows whose virtual time is ahead: they come back with that debt."""
 
     def enter(self, workflow: Workflow, cluster: ClusterView) -> None:
         if self._policy is not None:
@@ -56,45 +67,44 @@ class ServiceLedger:
                 return
             self._refresh(workflow, cluster)
 
-    def join(self, tenant: Tenant) -> None:
-        """Call when the tenant is new, or back."""
-        tenant.virtual_time = max(self.virtual_time, self._left.pop(tenant.id, 0.0))
-
-    def part(self, tenant: Tenant) -> None:
-        """Call when the tenant's last workflow has ended. A lead that is used up is forgotten."""
-        self._left = {id: ahead for id, ahead in self._left.items() if ahead > self.virtual_time}
-        if tenant.virtual_time > self.virtual_time:
-            self._left[tenant.id] = tenant.virtual_time
-
-    def queued(self, tenant: Tenant) -> None:
-        """One more request of the tenant waits."""
-        if tenant.num_queued == 0:
-            tenant.virtual_time = max(tenant.virtual_time, self.virtual_time)
-        tenant.num_queued += 1
-
-    def unqueued(self, tenant: Tenant) -> None:
-        """One fewer, without having been served."""
-        tenant.num_queued -= 1
-
-    def charge(self, request: Request, cost_us: float) -> None:
-        """The request is given ``cost_us`` of GPU time, by forecast."""
+    def charge(self, request: Request, cost_us: float, queue: FairQueue) -> None:
+        """The request is sent and takes ``cost_us`` of GPU time, by forecast."""
         tenant = request.session.workflow.tenant
         tenant.num_queued -= 1
-        self.virtual_time = max(self.virtual_time, tenant.virtual_time)
-        request.charged_us = cost_us
-        self._add(tenant, cost_us)
+        tenant.service_us += cost_us
+        request.charged_us, request.share = cost_us, tenant.share
+        queue.take(request, cost_us / tenant.share)
 
-    def settle(self, request: Request, cost_us: float) -> None:
-        """What the request really took: 0 if it is queued again."""
-        self._add(request.session.workflow.tenant, cost_us - request.charged_us)
+    def settle(self, request: Request, cost_us: float, queue: FairQueue | None) -> None:
+        """What the request took in the end: 0 if it is queued again. The queue may be gone."""
+        tenant = request.session.workflow.tenant
+        excess = cost_us - request.charged_us
+        tenant.service_us += excess
         request.charged_us = cost_us
+        if queue is not None:
+            queue.settle(tenant.id, excess / request.share, cost_us / request.share)
 
-    def _add(self, tenant: Tenant, service_us: float) -> None:
-        tenant.service_us += service_us
-        due = service_us - tenant.credit_us
-        tenant.credit_us = max(0.0, -due)
-        if due > 0.0:
-            tenant.virtual_time += due / tenant.share
+    def start(self, head: Request, cluster: ClusterView, queue: FairQueue) -> None:
+        """The workflow of a request is admitted, and charged all that it is expected to take."""
+        workflow = head.session.workflow
+        expected = cluster.graphs[workflow.agent_type].cost_us
+        workflow.charged_us = expected.value(gpu_us(workflow.remaining, cluster))
+        workflow.share = workflow.tenant.share
+        queue.take(head, workflow.charged_us / workflow.share)
+
+    def go_on(self, workflow: Workflow, queue: FairQueue) -> None:
+        """It has taken something. Charged more only once it exceeds what was expected."""
+        if workflow.charged_us is None or workflow.cost_us <= workflow.charged_us:
+            return
+        excess, workflow.charged_us = workflow.cost_us - workflow.charged_us, workflow.cost_us
+        share = workflow.share
+        queue.correct(workflow.tenant.id, excess / share, workflow.cost_us / share)
+
+    def end(self, workflow: Workflow, queue: FairQueue) -> None:
+        """It is over."""
+        if workflow.charged_us is not None:
+            excess, share = workflow.cost_us - workflow.charged_us, workflow.share
+            queue.settle(workflow.tenant.id, excess / share, workflow.cost_us / share)
 
     def _refresh(self, workflow: Workflow, cluster: ClusterView) -> None:
         assert self._policy is not None

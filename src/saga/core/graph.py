@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import exp
 
 from saga.core.return_times import NO_TOOL
 
@@ -75,6 +76,8 @@ class AgentExecutionGraph:
     new_tokens: Mean = field(default_factory=Mean)
     ideal_us: Mean = field(default_factory=Mean)
     """GPU time plus return times of finished workflows: their TCT without any queueing."""
+    cost_us: Mean = field(default_factory=Mean)
+    """What finished workflows took, as fairness counts it."""
 
     def observe_start(self, label: str | None) -> None:
         """The first step of a session called this."""
@@ -148,6 +151,22 @@ class AgentExecutionGraph:
         return RemainingWork(
             steps, steps * self.new_tokens.value(400.0), steps * self.output_tokens.value(200.0)
         )
+
+    def growth_tokens(self, context_tokens: int) -> int | None:
+        """By how much the context of a session will have grown when it weighs most, counting the
+        chance that the session has ended by then; None while too few are known.
+
+        With g tokens a step and a chance of 1/m to end with each, ``(c + k g) exp(-k / m)`` is
+        largest at ``k = m - c/g``. Sessions under way count in m, else the short ones would, which
+        end first.
+        """
+        if self.num_sessions < self.min_sessions:
+            return None
+        mean_steps = (self.new_tokens.count + self.num_sessions) / self.num_sessions
+        most = mean_steps * (self.new_tokens.value(0.0) + self.output_tokens.value(0.0))
+        if context_tokens >= most:
+            return 0
+        return int(most * exp(context_tokens / most - 1.0)) - context_tokens
 
     def _label(self, label: str | None) -> str:
         label = label or NO_TOOL

@@ -78,11 +78,13 @@ def _residency(scheduler: Scheduler) -> str | None:
     resident: Counter[str] = Counter()
     committed: Counter[str] = Counter()
     sessions: Counter[str] = Counter()
+    owned: Counter[str] = Counter()
     for session in state.sessions.values():
         if session.home is not None:
             resident[session.home.id] += session.resident_tokens
         if session.assigned is not None:
             committed[session.assigned.id] += session.committed_tokens
+            owned[session.workflow.tenant.id] += session.committed_tokens + session.growth_tokens
             sessions[session.assigned.id] += 1
     for engine in state.engines.values():
         counted = (engine.resident_tokens, engine.committed_tokens, engine.num_sessions)
@@ -91,6 +93,9 @@ def _residency(scheduler: Scheduler) -> str | None:
             return (
                 f"engine {engine.id!r} counts (resident, committed, sessions) {counted}: {actual}"
             )
+    for tenant in state.tenants.values():
+        if tenant.committed_tokens != owned[tenant.id]:
+            return f"tenant {tenant.id!r} counts {tenant.committed_tokens}, has {owned[tenant.id]}"
     return None
 
 
@@ -118,7 +123,7 @@ def _work_conservation(scheduler: Scheduler) -> str | None:
 
 
 def _service(scheduler: Scheduler) -> str | None:
-    """11 Service: a tenant's queued count is the number of its queued requests"""
+    """11 Service: queued counts are right, and nobody is further off its share than proved"""
     queued = Counter(
         request.session.workflow.tenant.id
         for request in scheduler.state.requests.values()
@@ -129,4 +134,7 @@ def _service(scheduler: Scheduler) -> str | None:
             return (
                 f"tenant {tenant.id!r} counts {tenant.num_queued} queued, has {queued[tenant.id]}"
             )
+    for queue in (scheduler.unadmitted, *scheduler.queues.values()):
+        if queue.deviation > 1.0 + 1e-9:
+            return f"a tenant was off its share by {queue.deviation} of the bound"
     return None

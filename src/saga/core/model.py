@@ -79,12 +79,10 @@ class Tenant:
     service_us: float = 0.0
     """GPU time charged so far, at dispatch by forecast and corrected when a request ends."""
     num_queued: int = 0
-    virtual_time: float = 0.0
-    """This and the following are written by ``fairness`` only. Never decreases."""
-    credit_us: float = 0.0
-    """GPU time charged in excess, to be used up before the virtual time advances again."""
+    committed_tokens: int = 0
+    """Working set: contexts of its unfinished sessions, with expected growth."""
     urgency: float = 0.0
-    """Sum over its workflows."""
+    """Sum over its workflows. This and its share are written by ``fairness`` only."""
     share: float = 1.0
 
 
@@ -100,6 +98,12 @@ class Workflow:
     sessions: dict[str, Session] = field(default_factory=dict)
     service_us: float = 0.0
     """GPU time attained."""
+    kv_us: float = 0.0
+    """KV memory-time held so far: the part of an engine's KV memory, times how long."""
+    charged_us: float | None = None
+    """What it was charged when it was admitted, or later if it took more; None: it was not."""
+    share: float = 1.0
+    """Its tenant's when it was charged."""
     gap_us: int = 0
     """Return times of the sessions summed up."""
     num_steps: int = 0
@@ -108,6 +112,11 @@ class Workflow:
     urgency: float = 0.0
     urgency_at: int = 0
     """When it was last asked for."""
+
+    @property
+    def cost_us(self) -> float:
+        """The dominant of the two resources that it took."""
+        return max(self.service_us, self.kv_us)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -122,8 +131,12 @@ class Session:
     """Where its KV is or will be: whose working set it counts in."""
     committed_tokens: int = 0
     """What it counts there."""
+    growth_tokens: int = 0
+    """What its context is expected to grow by, counted there as well."""
     resident_tokens: int = 0
     """KV tokens on ``home``, as far as the scheduler was told."""
+    resident_since: int = 0
+    """Until when these were counted as memory-time."""
     context_tokens: int = 0
     """Prompt and output of its last step, or the prompt of the one under way."""
     num_steps: int = 0
@@ -167,6 +180,8 @@ class Request:
     cached_tokens: int = 0
     charged_us: float = 0.0
     """GPU time charged at dispatch, replaced by the real one at the end."""
+    share: float = 1.0
+    """Its tenant's when it was charged."""
     move_kv: bool = False
     """Whether its session's KV should follow it to ``engine``."""
     reason: str = ""
@@ -195,6 +210,8 @@ class Engine:
     """In the scheduler's queue for this engine."""
     committed_tokens: int = 0
     """Working set: context of every unfinished session assigned here."""
+    growth_tokens: int = 0
+    """What these are expected to grow by."""
     num_sessions: int = 0
     """Unfinished sessions assigned here."""
     resident_tokens: int = 0
@@ -229,6 +246,9 @@ class ClusterState:
     now: int = 0
     engines: dict[str, Engine] = field(default_factory=dict)
     tenants: dict[str, Tenant] = field(default_factory=dict)
+    """Those with unfinished workflows."""
+    total_weight: float = 0.0
+    """Of these."""
     workflows: dict[str, Workflow] = field(default_factory=dict)
     sessions: dict[str, Session] = field(default_factory=dict)
     requests: dict[str, Request] = field(default_factory=dict)

@@ -26,6 +26,8 @@ class TenantView(Protocol):
     @property
     def service_us(self) -> float: ...
     @property
+    def committed_tokens(self) -> int: ...
+    @property
     def share(self) -> float:
         """As the fairness policy has it at present; 1 without one."""
         ...
@@ -48,6 +50,8 @@ class WorkflowView(Protocol):
     def sessions(self) -> Mapping[str, SessionView]: ...
     @property
     def service_us(self) -> float: ...
+    @property
+    def cost_us(self) -> float: ...
     @property
     def num_steps(self) -> int: ...
     @property
@@ -112,6 +116,8 @@ class EngineView(Protocol):
     @property
     def committed_tokens(self) -> int: ...
     @property
+    def growth_tokens(self) -> int: ...
+    @property
     def num_sessions(self) -> int: ...
     @property
     def resident_tokens(self) -> int: ...
@@ -136,6 +142,10 @@ class ClusterView(Protocol):
     @property
     def engines(self) -> Sequence[EngineView]:
         """Those that may be given work."""
+        ...
+
+    def entitled_tokens(self, tenant: TenantView) -> float:
+        """Its part of all KV memory, by weight among the tenants with unfinished workflows."""
         ...
 
     def load(self, measure: Measure, engine: EngineView) -> float:
@@ -190,17 +200,30 @@ class AdmissionPolicy(Protocol):
 
     def admit(self, request: RequestView, cluster: ClusterView) -> Verdict: ...
 
+    def growth_tokens(self, session: SessionView, tokens: int, cluster: ClusterView) -> int:
+        """What a session with a context of ``tokens`` is expected to need beyond them."""
+        ...
+
     def absence_us(self, session: SessionView, cluster: ClusterView) -> int:
         """For how long a session that has gone to its tool counts in the working set."""
         ...
 
 
 class FairnessPolicy(Protocol):
-    """Which tenant goes next?
+    """Which tenants may go next?
 
-    Tenants are served by start-time fair queueing: a tenant's virtual time advances by the GPU time
-    of what it is given, divided by its share, and the smallest virtual time goes next.
+    Tenants are served by start-time fair queueing: in every queue a tenant's virtual time advances
+    by what it is given there, divided by its share.
     """
+
+    def limit(self, least: float) -> float:
+        """The latest virtual time, microseconds, at which a tenant may send its next request if
+        the waiting tenant that is furthest behind is at ``least``."""
+        ...
+
+    def start_limit(self, least: float) -> float:
+        """The same for starting the next workflow."""
+        ...
 
     def urgency(self, workflow: WorkflowView, cluster: ClusterView) -> float:
         """What one workflow adds to its tenant's urgency; asked anew every epoch."""

@@ -25,10 +25,7 @@ from saga.core.model import (
     Tenant,
     Workflow,
 )
-from saga.core.policy import (
-    FairnessPolicy,
-    Policies,
-)
+from saga.core.policy import AdmissionPolicy, FairnessPolicy, Policies
 from saga.core.queues import FairQueue
 from saga.core.return_times import owner_of
 from saga.core.session_kv import SessionKV
@@ -36,6 +33,8 @@ from saga.core.view import View
 
 STORY_LENGTH = 32
 """Events kept for the story of a broken law."""
+NUM_ASKED = 4
+"""Tenants whose next workflow is tried if the one whose turn it is does not fit."""
 QUIET_EPOCHS = 5
 """Epochs without a look at an engine's queue after which a tick looks."""
 
@@ -53,7 +52,8 @@ class Scheduler:
         self.state = ClusterState()
         self.queues: dict[str, FairQueue] = {}
         """By engine: placed requests that wait for room there."""
-        self.unadmitted = FairQueue(fair=policies.fairness is not None)
+        fairness = policies.fairness
+        self.unadmitted = FairQueue(None if fairness is None else fairness.start_limit)
         """Requests whose workflow may not start yet."""
         self.unplaced: dict[str, Request] = {}
         """Admitted requests that no engine can take now."""
@@ -133,7 +133,8 @@ class Scheduler:
                 idle_since=event.at,
             )
             self.state.engines[engine.id] = engine
-            self.queues[engine.id] = FairQueue(fair=self.policies.fairness is not None)
+            fairness = self.policies.fairness
+            self.queues[engine.id] = FairQueue(None if fairness is None else fairness.limit)
         self._engines_changed()
         self._place_again(list(self.unplaced.values()))
 
@@ -143,9 +144,9 @@ class Scheduler:
         stranded = self.queues.pop(engine.id).requests()
         self._num_placed -= len(stranded)
         for request in engine.requests.values():
-            self.ledger.settle(request, 0.0)
+            self.ledger.settle(request, 0.0, None)
             request.move(RequestState.QUEUED)
-            self.ledger.queued(request.session.workflow.tenant)
+            request.session.workflow.tenant.num_queued += 1
             request.started = request.dispatched = None
             request.session.move(SessionState.WAITING)
             stranded.append(request)
@@ -154,8 +155,7 @@ class Scheduler:
                 session.home = None
                 session.resident_tokens = 0
             if session.assigned is engine:
-                session.assigned = None
-                session.committed_tokens = 0
+                self.kv.assign(session, None, 0)
         self._stirred.pop(engine.id, None)
         self._engines_changed()
         for request in stranded:
@@ -188,6 +188,7 @@ class Scheduler:
 
     def _engines_changed(self) -> None:
         self.view.engines = engines = self.state.open_engines
+        self.view.capacity_tokens = sum(engine.kv_capacity_tokens for engine in engines)
         self.view.loads.reset(engines)
         self.max_capacity = max((engine.kv_capacity_tokens for engine in engines), default=0)
 
@@ -199,7 +200,8 @@ class Scheduler:
         tenant = self.state.tenants.get(event.tenant)
         if tenant is None:
             tenant = self.state.tenants[event.tenant] = Tenant(id=event.tenant)
-            self.ledger.join(tenant)
+            self.state.total_weight += tenant.weight
+        self.state.total_weight += event.weight - tenant.weight
         tenant.weight = event.weight
         workflow = Workflow(
             id=event.workflow,
@@ -222,11 +224,14 @@ class Scheduler:
             self._close(session)
         if workflow.num_steps:
             ideal = workflow.service_us + workflow.gap_us
-            self.view.graphs.learn(workflow.agent_type).ideal_us.add(ideal)
+            graph = self.view.graphs.learn(workflow.agent_type)
+            graph.ideal_us.add(ideal)
+            graph.cost_us.add(workflow.cost_us)
         self.ledger.leave(workflow)
+        self.ledger.end(workflow, self.unadmitted)
         workflow.tenant.workflows.discard(workflow.id)
         if not workflow.tenant.workflows:
-            self.ledger.part(workflow.tenant)
+            self.state.total_weight -= workflow.tenant.weight
             del self.state.tenants[workflow.tenant.id]
         del self.state.workflows[workflow.id]
 
@@ -291,7 +296,7 @@ class Scheduler:
         )
         self.state.num_arrived += 1
         self.state.requests[request.id] = session.requests[request.id] = request
-        self.ledger.queued(session.workflow.tenant)
+        session.workflow.tenant.num_queued += 1
         if session.state is SessionState.ACTING:
             session.move(SessionState.WAITING)
         if session.workflow.admitted:
@@ -329,7 +334,7 @@ class Scheduler:
         if event.cached_tokens is not None:
             request.cached_tokens = min(event.cached_tokens, request.prompt_tokens)
         cost = engine.cost_us(request.prompt_tokens - request.cached_tokens, event.output_tokens)
-        self.ledger.settle(request, cost)
+        self.ledger.settle(request, cost, self.queues[engine.id])
         session.workflow.service_us += cost
         self._learn_step(request, event)
         self._end(request, RequestState.FINISHED, "")
@@ -343,6 +348,7 @@ class Scheduler:
         session.context_tokens = request.prompt_tokens + event.output_tokens
         if session.home is engine:
             self.kv.set_resident(session, session.context_tokens)
+        self.ledger.go_on(session.workflow, self.unadmitted)
         self.kv.assign(session, session.assigned, session.context_tokens)
         if session.state is SessionState.ACTING:
             self.kv.begin_gap(session)
@@ -354,11 +360,12 @@ class Scheduler:
         if not event.retry:
             self._end(request, RequestState.FAILED, event.reason)
             return
-        request.avoid.add(self._engine_of(request).id)
+        engine = self._engine_of(request)
+        request.avoid.add(engine.id)
         self._leave_engine(request)
-        self.ledger.settle(request, 0.0)
+        self.ledger.settle(request, 0.0, self.queues[engine.id])
         request.move(RequestState.QUEUED)
-        self.ledger.queued(request.session.workflow.tenant)
+        request.session.workflow.tenant.num_queued += 1
         request.session.move(SessionState.WAITING)
         request.started = request.dispatched = None
         self._place(request)
@@ -388,15 +395,16 @@ class Scheduler:
         """The request leaves the system; its session is in a gap if it has no other."""
         if request.state is RequestState.QUEUED:
             self._leave_queue(request)
-            self.ledger.unqueued(request.session.workflow.tenant)
+            request.session.workflow.tenant.num_queued -= 1
         else:
+            engine = self._engine_of(request)
             if state is RequestState.CANCELLED:
-                engine = self._engine_of(request)
                 self._do(act.Cancel(request=request.id, engine=engine.id, reason=reason))
-            ran = request.state is RequestState.RUNNING
+            paid = state is RequestState.CANCELLED and request.state is RequestState.RUNNING
             self._leave_engine(request)
-            if state is RequestState.FAILED or (state is RequestState.CANCELLED and not ran):
-                self.ledger.settle(request, 0.0)  # a client that cancels pays for what ran
+            if state is not RequestState.FINISHED:  # a client that cancels pays for what ran
+                cost = request.charged_us if paid else 0.0
+                self.ledger.settle(request, cost, self.queues[engine.id])
         request.move(state)
         self.state.num_ended[state] += 1
         del self.state.requests[request.id]
@@ -519,6 +527,11 @@ class Scheduler:
         self._note_idle(engine)
         self._stir(engine)
 
+    @property
+    def deviation(self) -> float:
+        """The largest so far of a tenant's service from its share, over the bound; at most 1."""
+        return max(queue.deviation for queue in (self.unadmitted, *self.queues.values()))
+
     def has_room(self, engine: Engine) -> bool:
         """Whether one more request may be sent there now."""
         limit = self.policies.max_waiting_per_engine
@@ -540,7 +553,8 @@ class Scheduler:
         moved = request.move_kv and session.home is not engine and session.resident_tokens > 0
         reusable = session.resident_tokens if moved or session.home is engine else 0
         uncached = max(0, request.prompt_tokens - reusable)
-        self.ledger.charge(request, engine.cost_us(uncached, request.expected_output_tokens))
+        cost = engine.cost_us(uncached, request.expected_output_tokens)
+        self.ledger.charge(request, cost, self.queues[engine.id])
         session.move(SessionState.REASONING)
         if moved and session.home is not None:
             self._do(
@@ -616,7 +630,9 @@ class Scheduler:
             _, engine = self._stirred.popitem()
             queue = self.queues[engine.id]
             while queue.members and self.has_room(engine):
-                self._dispatch(queue.pop(), engine)
+                head = queue.peek()
+                assert head is not None
+                self._dispatch(head, engine)
             if queue.members and self.policies.fairness is not None:
                 self._consider_preemption(engine, queue, self.policies.fairness)
         if prefetches or self._num_placed or self.unplaced or unadmitted:
@@ -627,18 +643,26 @@ class Scheduler:
         admission = self.policies.admission
         if admission is None or not self.view.engines:
             return
-        while (head := self.unadmitted.peek()) is not None:
-            verdict = admission.admit(head, self.view)
-            if not verdict.admit:
-                head.reason = verdict.reason
-                return
+        while (head := self._next_to_start(admission)) is not None:
             workflow = head.session.workflow
             workflow.admitted = True
+            self.ledger.start(head, self.view, self.unadmitted)
+            self._place(head)
             for session in workflow.sessions.values():
                 for request in list(session.requests.values()):
                     if request in self.unadmitted:
                         self.unadmitted.remove(request)
                         self._place(request)
+
+    def _next_to_start(self, admission: AdmissionPolicy) -> Request | None:
+        """The first that may start now. One that does not fit yet lets others by, who use up their
+        lead over it by that."""
+        for head in self.unadmitted.first(NUM_ASKED):
+            verdict = admission.admit(head, self.view)
+            if verdict.admit:
+                return head
+            head.reason = verdict.reason
+        return None
 
     def _consider_preemption(
         self, engine: Engine, queue: FairQueue, fairness: FairnessPolicy
@@ -664,7 +688,6 @@ class Scheduler:
         del engine.running[request.id]
         engine.num_waiting += 1
         self.view.loads.touch(engine)
-        queue.remove(head)
         self._dispatch(head, engine)
 
     def _ask_to_wake(self) -> None:

@@ -56,23 +56,38 @@ class SessionKV:
 
     def set_resident(self, session: Session, tokens: int) -> None:
         assert session.home is not None
+        held_us = self._state.now - session.resident_since
+        session.workflow.kv_us += (
+            held_us * session.resident_tokens / session.home.kv_capacity_tokens
+        )
+        session.resident_since = self._state.now
         session.home.resident_tokens += tokens - session.resident_tokens
         session.resident_tokens = tokens
         self._view.loads.touch(session.home)
 
     def assign(self, session: Session, engine: Engine | None, tokens: int) -> None:
         """Counts the session in the working set of the engine that has or will have its KV."""
-        before = session.assigned
+        before, tenant = session.assigned, session.workflow.tenant
         if before is not None:
+            tenant.committed_tokens -= session.committed_tokens + session.growth_tokens
             before.committed_tokens -= session.committed_tokens
+            before.growth_tokens -= session.growth_tokens
             before.num_sessions -= 1
             self._view.loads.touch(before)
         session.assigned = engine
-        session.committed_tokens = tokens if engine is not None else 0
+        session.committed_tokens = session.growth_tokens = 0
         if engine is not None:
+            session.committed_tokens = tokens
+            session.growth_tokens = self._growth(session, tokens)
+            tenant.committed_tokens += tokens + session.growth_tokens
             engine.committed_tokens += tokens
+            engine.growth_tokens += session.growth_tokens
             engine.num_sessions += 1
             self._view.loads.touch(engine)
+
+    def _growth(self, session: Session, tokens: int) -> int:
+        admission = self._policies.admission
+        return 0 if admission is None else admission.growth_tokens(session, tokens, self._view)
 
     def protect_queued(self, session: Session) -> None:
         home = session.home

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from saga.core.graph import GraphStore
 from saga.core.loads import MEASURES, Loads, Measure
 from saga.core.model import ClusterState
-from saga.core.policy import EngineView, RequestView
+from saga.core.policy import EngineView, RequestView, TenantView
 from saga.core.queues import FairQueue
 from saga.core.return_times import ReturnTimes
 
@@ -19,6 +19,8 @@ class View:
         self._state = state
         self._queues = queues
         self.engines: Sequence[EngineView] = ()
+        self.capacity_tokens = 0
+        """KV memory of all of them."""
         self.loads = Loads()
         self.return_times = ReturnTimes()
         self.graphs = GraphStore()
@@ -34,6 +36,9 @@ class View:
     @property
     def num_arrived(self) -> int:
         return self._state.num_arrived
+
+    def entitled_tokens(self, tenant: TenantView) -> float:
+        return self.capacity_tokens * tenant.weight / self._state.total_weight
 
     def load(self, measure: Measure, engine: EngineView) -> float:
         return MEASURES[measure](self._state.engines[engine.id])

@@ -202,14 +202,20 @@ class _Now:
     def _tenants(self) -> Iterable[Metric]:
         lag = GaugeMetricFamily(
             "saga_afs_virtual_lag_seconds",
-            "Virtual time of a tenant ahead of the system's",
+            "Service that a tenant is ahead of those furthest behind, over its weight; the most of "
+            "all queues",
             labels=["tenant"],
         )
         scheduler = self._gateway.host.scheduler
-        for tenant in list(scheduler.state.tenants.values())[:MAX_TENANTS]:
-            ahead = tenant.virtual_time - scheduler.ledger.virtual_time
-            lag.add_metric([tenant.id], ahead / 1e6)
+        queues = (scheduler.unadmitted, *scheduler.queues.values())
+        for tenant in list(scheduler.state.tenants)[:MAX_TENANTS]:
+            lag.add_metric([tenant], max(queue.lead(tenant) for queue in queues) / 1e6)
         yield lag
+        yield _gauge(
+            "saga_afs_deviation_ratio",
+            "Largest deviation of any tenant's service from its share, over the proven bound",
+            scheduler.deviation,
+        )
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

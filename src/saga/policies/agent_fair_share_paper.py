@@ -4,11 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+from saga.core.fairness import gpu_us
 from saga.core.policy import ClusterView, RequestView, TenantView, WorkflowView
-
-USUAL_COST_US = (250.0, 2_500.0)
-"""GPU time per prefilled and per generated token where no engine is up to tell."""
-
 
 SHARE = attrgetter("session.workflow.tenant.share")
 """Of the tenant of a request."""
@@ -36,13 +33,14 @@ class AgentFairSharePaper:
         if not (self.slo_factor > 0 and self.min_slack_s > 0 and self.min_urgency > 0):
             raise ValueError("slo_factor, min_slack_s and min_urgency must be above 0")
 
+    def limit(self, least: float) -> float:
+        return least
+
+    def start_limit(self, least: float) -> float:
+        return least
+
     def urgency(self, workflow: WorkflowView, cluster: ClusterView) -> float:
-        work = workflow.remaining
-        engines = cluster.engines
-        if engines:
-            cost_us = engines[0].cost_us(int(work.new_tokens), int(work.output_tokens))
-        else:
-            cost_us = work.new_tokens * USUAL_COST_US[0] + work.output_tokens * USUAL_COST_US[1]
+        cost_us = gpu_us(workflow.remaining, cluster)
         slack_us = self._deadline(workflow, cluster, cost_us) - cluster.now
         return cost_us / max(slack_us, self.min_slack_s * 1e6)
 

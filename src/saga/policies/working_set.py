@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saga.core.policy import ClusterView, RequestView, SessionView, Verdict
+from saga.core.policy import ClusterView, RequestView, SessionView, TenantView, Verdict
 from saga.core.return_times import owner_of
 
 
@@ -15,10 +15,12 @@ class WorkingSet:
     it is away for as long as its tool usually takes: nobody knows which sessions are over.
     """
 
-    kappa: float = 1.0
-    growth_tokens: int = 8_000
-    """Expected growth per session, about twelve steps; the best of 3,500, 8,000 and 12,000 on
-    ``swe-bench`` in overload."""
+    kappa: float = 0.9
+    """The rest is for sessions that grow by more than expected."""
+    reserve: float = 0.1
+    """Part of the KV capacity, beyond ``kappa``, for tenants that have less than their share."""
+    unknown_growth_tokens: int = 8_000
+    """Expected growth of sessions of a type of which nothing is known yet."""
 
     absent_percentile: float = 0.95
     absent_unknown_s: float = 60.0
@@ -27,21 +29,33 @@ class WorkingSet:
     """At least; also after a step without a tool that was never seen to be followed by another."""
 
     def __post_init__(self) -> None:
-        if not (self.kappa > 0 and self.growth_tokens >= 0):
-            raise ValueError("kappa must be above 0 and growth_tokens not below 0")
+        if not (self.kappa > 0 and self.reserve >= 0 and self.unknown_growth_tokens >= 0):
+            raise ValueError("kappa must be above 0, reserve, unknown_growth_tokens not below 0")
         if not 0 < self.absent_percentile <= 1:
             raise ValueError("absent_percentile must be above 0 and at most 1")
         if not (self.absent_unknown_s >= 0 and self.absent_floor_s >= 0):
             raise ValueError("absent_unknown_s and absent_floor_s must not be below 0")
 
     def admit(self, request: RequestView, cluster: ClusterView) -> Verdict:
-        need = request.prompt_tokens + self.growth_tokens
+        need = request.prompt_tokens
+        need += self.growth_tokens(request.session, need, cluster)
+        kappa = self.kappa
+        if self._is_owed(request.session.workflow.tenant, need, cluster):
+            kappa += self.reserve
         for engine in cluster.engines:
-            committed = engine.committed_tokens + self.growth_tokens * engine.num_sessions
-            fits = committed + need <= self.kappa * engine.kv_capacity_tokens
+            taken = engine.committed_tokens + engine.growth_tokens
+            fits = taken + need <= kappa * engine.kv_capacity_tokens
             if fits or engine.num_sessions == 0:
                 return Verdict(True, "its working set fits")
         return Verdict(False, "no engine has KV memory for its working set")
+
+    def _is_owed(self, tenant: TenantView, need: int, cluster: ClusterView) -> bool:
+        """Whether its working set stays within its share of the memory."""
+        return tenant.committed_tokens + need <= self.kappa * cluster.entitled_tokens(tenant)
+
+    def growth_tokens(self, session: SessionView, tokens: int, cluster: ClusterView) -> int:
+        growth = cluster.graphs[session.workflow.agent_type].growth_tokens(tokens)
+        return self.unknown_growth_tokens if growth is None else growth
 
     def absence_us(self, session: SessionView, cluster: ClusterView) -> int:
         owner = owner_of(session.workflow.agent_type)
