@@ -191,7 +191,9 @@ def test_a_session_is_told_what_its_types_graph_says() -> None:
     assert store.remaining(session) == AgentExecutionGraph().remaining(START, 5.0)
     store.learn("coder").observe_step("shell", "shell", new_tokens=100)
     session.tool, session.num_steps = "shell", 1
-    assert store.p_reuse(session) == store["coder"].p_reuse("shell", 900, 5.0) == pytest.approx(0.72)
+    assert (
+        store.p_reuse(session) == store["coder"].p_reuse("shell", 900, 5.0) == pytest.approx(0.72)
+    )
     assert store.remaining(session) == store["coder"].remaining("shell", 5.0)
     coder.mean_steps = None
     assert store.p_reuse(session) is None

@@ -36,9 +36,9 @@ SAMPLE = 400
 """Workflows of the sample from which the saturation rate is computed, the same for every seed."""
 SLO_LOAD = 0.8
 """Load whose batch size defines the expected TCT of a task."""
-
-
 GRAPHS = ("declared", "learned", "oracle")
+"""How the scheduler knows what agents do: by their mean number of steps, then by what it sees; by
+that alone; or as it will be."""
 
 
 class ExperimentError(ValueError):
