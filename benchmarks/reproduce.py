@@ -26,6 +26,13 @@ ORDERS = ",".join(
     f"saga_paper+ordering={order}" for order in ("hybrid_order", "breadth_first", "depth_first")
 )
 BELADY = "vllm_apc_affinity+eviction=lru,vllm_apc_affinity,saga_paper,saga,oracle"
+THREE = "vllm_apc_affinity,saga_paper,saga"
+KNOWN = {
+    **{load: f"--workload swe-bench --load {load}" for load in ("0.9", "1.0", "1.1")},
+    "agents-72": "--workload swe-agent --agents 72",
+    "mix": "--workload burstgpt-mix --load 0.8",
+}
+"""Where it is asked what knowing agents' graphs is worth."""
 
 CASES: dict[str, str] = {
     "main-swe": f"compare --presets {ALL} --workload swe-bench --cluster paper-64xa100 "
@@ -56,6 +63,12 @@ CASES: dict[str, str] = {
     "--cluster paper-32xa100 --tasks 600 --seeds 8",
     "host-tier": f"compare --presets {BEST} --workload swe-bench --load 1.1 "
     f"--set host_memory_gib=366 {SMALL}",
+    **{
+        f"graphs-{graphs}-{name}": f"compare --presets {THREE} {what} --set graphs={graphs} "
+        "--cluster paper-16xa100 --tasks 400 --seeds 8"
+        for graphs in ("declared", "learned", "oracle")
+        for name, what in KNOWN.items()
+    },
     "oracle-swe": f"oracle --presets {BELADY} --workload swe-bench --cluster paper-16xa100 "
     "--load 0.8 --tasks 300 --seeds 2",
 }

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saga.core.graph import END, START, AgentExecutionGraph, GraphStore, Mean, RemainingWork
+from saga.core.model import Session, Tenant, Workflow
 
 
 def learned(
@@ -181,6 +182,22 @@ def test_looking_at_a_graph_leaves_no_trace() -> None:
     store.learn("coder").observe_end(None, 1)
     assert store["coder"].num_sessions == 1
     assert store["coder"] is store.learn("coder")
+
+
+def test_a_session_is_told_what_its_types_graph_says() -> None:
+    store, tenant = GraphStore(), Tenant(id="t")
+    coder = Workflow(id="w", tenant=tenant, agent_type="coder", submitted=0, mean_steps=5.0)
+    session = Session(id="s", workflow=coder, resident_tokens=900)
+    assert store.remaining(session) == AgentExecutionGraph().remaining(START, 5.0)
+    store.learn("coder").observe_step("shell", "shell", new_tokens=100)
+    session.tool, session.num_steps = "shell", 1
+    assert (
+        store.p_reuse(session) == store["coder"].p_reuse("shell", 900, 5.0) == pytest.approx(0.72)
+    )
+    assert store.remaining(session) == store["coder"].remaining("shell", 5.0)
+    coder.mean_steps = None
+    assert store.p_reuse(session) is None
+    assert list(store.known()) == ["coder"]
 
 
 def test_the_type_that_has_not_learned_for_longest_is_forgotten() -> None:

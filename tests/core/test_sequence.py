@@ -137,6 +137,14 @@ def test_a_million_tools_are_one_more() -> None:
     assert len(path.own) <= MAX_LABELS + 2
 
 
+def test_a_label_of_which_nothing_is_declared_is_as_good_as_unknown() -> None:
+    model, path = NextLabels(max_contexts=100), Path()
+    model.declare({START: {}, "plan": {}})
+    assert model.chances(path) == {}
+    model.learn(path, "plan")
+    assert model.chances(path) == {"plan": pytest.approx(1)}
+
+
 def test_what_was_declared_holds_until_more_is_seen() -> None:
     model = NextLabels(max_contexts=100)
     model.declare({START: {"plan": 1.0}, "plan": {"act": 0.8, END: 0.2}})

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 from tests.sim.factory import chat, random_scripts, workflow
 
-from saga.sim.experiment import KNOBS, Experiment, ExperimentError, parse_knobs, run
+from saga.core.actions import Action, Retain
+from saga.core.events import Event, RequestFinished
+from saga.report.records import Outcome
+from saga.sim.experiment import GRAPHS, KNOBS, Experiment, ExperimentError, parse_knobs, run
 from saga.sim.plan import EngineLoss
 from saga.traces.writer import write_scripts
 
@@ -176,8 +179,8 @@ def test_a_file_is_played_as_it_is_and_then_drawn_from(tmp_path: Path) -> None:
         ("burstiness=3", 3.0),
         ("warmup=0", 0.0),
         ("client_timeout_s=30", 30.0),
-        ("declared_graphs=false", False),
-        ("declared_graphs=True", True),
+        ("graphs=learned", "learned"),
+        ("graphs=oracle", "oracle"),
         ("reserve_full_prompt=true", True),
         ("lose_engine=1@60", (EngineLoss(engine=1, at=60_000_000),)),
         (
@@ -201,7 +204,7 @@ def test_every_knob_has_a_meaning_and_the_last_word_counts() -> None:
     [
         "mfu", "=3", "nope=1", "num_engines=0", "num_engines=1.5", "num_engines=", "mfu=0",
         "mfu=nan", "tool_scale=inf", "tool_scale=-1", "host_memory_gib=-1", "warmup=1",
-        "warmup=-0.1", "warmup=nan", "declared_graphs=1", "lose_engine=", "lose_engine=0",
+        "warmup=-0.1", "warmup=nan", "graphs=none", "lose_engine=", "lose_engine=0",
         "lose_engine=@5", "lose_engine=0@", "lose_engine=0@5-", "lose_engine=x@5",
         "lose_engine=0@5;", "lose_engine=0@5-5", "lose_engine=0@nan", "lose_engine=0@inf",
         "lose_engine=0@1-inf",
@@ -225,7 +228,7 @@ def test_knobs_reach_what_they_are_for() -> None:
     )
     assert sum(slow_gaps) == pytest.approx(3 * sum(gaps), rel=1e-3)
     assert usual.declared_steps == {"webarena": 18}
-    undeclared, _ = experiment(knobs={"num_engines": 1, "declared_graphs": False}).plan(1)
+    undeclared, _ = experiment(knobs={"num_engines": 1, "graphs": "learned"}).plan(1)
     assert undeclared.declared_steps == {}
     losses = parse_knobs(["num_engines=2", "lose_engine=1@60", "client_timeout_s=5", "warmup=0.5"])
     plan, _ = experiment(knobs=losses).plan(1)
@@ -234,6 +237,32 @@ def test_knobs_reach_what_they_are_for() -> None:
     bursty, _ = experiment(knobs={"num_engines": 1, "burstiness": 4.0}).plan(1)
     named, _ = experiment(knobs={"num_engines": 1, "arrivals": "bursty:4"}).plan(1)
     assert bursty.arrivals == named.arrivals != usual.arrivals
+
+
+def test_graphs_that_know_it_all_decide_otherwise() -> None:
+    """Ten tasks are too few to learn from, so that without a declaration nothing is scored."""
+    scores = {graphs: scores_of(graphs) for graphs in GRAPHS}
+    assert {name: len(told) > 0 for name, told in scores.items()} == {
+        "declared": True,
+        "learned": False,
+        "oracle": True,
+    }
+    assert 0.0 in scores["oracle"]
+    assert 0.0 not in scores["declared"]
+
+
+def scores_of(graphs: str) -> set[float]:
+    """What KV of sessions that went to their tool was worth."""
+    scores: set[float] = set()
+
+    def observe(event: Event, actions: list[Action]) -> None:
+        if isinstance(event, RequestFinished):
+            scores.update(action.score for action in actions if isinstance(action, Retain))
+
+    knobs = {"num_engines": 1, "graphs": graphs}
+    record = experiment(tasks=10, knobs=knobs).run_one("saga_paper", 1, observe=observe)
+    assert {each.outcome for each in record.workflows} == {Outcome.FINISHED}
+    return scores
 
 
 # ---- mistakes

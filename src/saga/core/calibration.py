@@ -14,6 +14,10 @@ LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 STEP = 0.06
 """Times the standard deviation of a level: extreme ones must not leap when they are exceeded."""
 _STEPS = tuple(STEP * sqrt(level * (1.0 - level)) for level in LEVELS)
+_MOVES = tuple(
+    (level, step * level, step * (1.0 - level)) for level, step in zip(LEVELS, _STEPS, strict=True)
+)
+"""By level: how far it rises when it was exceeded, and falls when it held."""
 EDGE = 0.0001
 CAUTIOUS = (0.015, 0.08, 0.24, 0.5, 0.76, 0.92, 0.985)
 """Where it begins: a new model is less sure than it thinks."""
@@ -29,18 +33,20 @@ class Calibration:
 
     def asked(self) -> tuple[float, ...]:
         """For each of ``LEVELS``, in their order; a snapshot."""
-        asked, least = [], EDGE
+        asked, least, most = [], EDGE, 1.0 - EDGE
         for level in self._asked:
-            least = min(1.0 - EDGE, max(least, level))  # independent streams may cross
+            if level > least:  # independent streams may cross
+                least = level if level < most else most
             asked.append(least)
         return tuple(asked)
 
     def learn(self, share: float) -> None:
         """A value came of which the model itself had expected ``share`` to be no larger."""
         asked = self._asked
-        for number, level in enumerate(LEVELS):
-            met = share < asked[number] if level < 0.5 else share <= asked[number]
-            asked[number] += _STEPS[number] * (level - met)
+        for number, (level, rise, fall) in enumerate(_MOVES):
+            ask = asked[number]
+            held = share < ask or (share == ask and level >= 0.5)
+            asked[number] = ask - fall if held else ask + rise
 
 
 def translate(level: float, come: tuple[float, ...], go: tuple[float, ...]) -> float:

@@ -21,6 +21,8 @@ WINDOW_OCTAVES = 2
 """Values within a factor of two of another span two octaves."""
 MEMORY = 1_000
 """Values after which one counts e times less: the world changes."""
+GAIN = 1.0 + 1.0 / MEMORY
+"""By which each value weighs more than the one before."""
 LOAN = 6.0
 """Own values that weigh as much as what is borrowed."""
 PRIOR_LOAN = 1.0
@@ -33,21 +35,23 @@ STALE = 0.1
 
 def bin_of(value: float) -> int:
     """The bin of a value; everything up to one unit is in the first."""
-    return 0 if value <= 1.0 else min(MAX_BIN, int(log2(value) * BINS_PER_OCTAVE + 0.5))
+    if value <= 1.0:
+        return 0
+    where = int(log2(value) * BINS_PER_OCTAVE + 0.5)
+    return where if where < MAX_BIN else MAX_BIN
 
 
 class Curve:
     """A distribution over bins; immutable."""
 
-    __slots__ = ("_below", "_bins", "_typical", "shares")
+    __slots__ = ("_sums", "_typical", "shares")
 
     def __init__(self, shares: dict[int, float]) -> None:
         """``shares`` by bin, of any sum above 0."""
-        self._bins: Sequence[int] = sorted(shares)
         total = sum(shares.values())
         self.shares = {one: share / total for one, share in shares.items()}
         """By bin; they sum to 1. Not to be changed."""
-        self._below = list(accumulate([self.shares[one] for one in self._bins]))
+        self._sums: tuple[list[int], list[float]] | None = None
         self._typical: float | None = None
 
     @property
@@ -59,23 +63,32 @@ class Curve:
 
     def quantile(self, p: float) -> float:
         """The value that is not exceeded with probability ``p``."""
-        at = min(bisect_left(self._below, p), len(self._bins) - 1)
-        before = self._below[at - 1] if at else 0.0
-        part = min(1.0, max(0.0, (p - before) / (self._below[at] - before)))
-        return float(2.0 ** ((self._bins[at] - 0.5 + part) / BINS_PER_OCTAVE))
+        bins, below = self._summed()
+        at = min(bisect_left(below, p), len(bins) - 1)
+        before = below[at - 1] if at else 0.0
+        part = min(1.0, max(0.0, (p - before) / (below[at] - before)))
+        return float(2.0 ** ((bins[at] - 0.5 + part) / BINS_PER_OCTAVE))
 
     def chance_by(self, value: float) -> float:
         """The share of values up to this one."""
+        bins, below = self._summed()
         place = log2(max(value, 1e-9)) * BINS_PER_OCTAVE + 0.5
-        at = bisect_left(self._bins, int(place)) if place >= 0 else 0
-        before = self._below[at - 1] if at else 0.0
-        if at == len(self._bins) or self._bins[at] > place:
+        at = bisect_left(bins, int(place)) if place >= 0 else 0
+        before = below[at - 1] if at else 0.0
+        if at == len(bins) or bins[at] > place:
             return before
-        return before + (place - self._bins[at]) * (self._below[at] - before)
+        return before + (place - bins[at]) * (below[at] - before)
+
+    def _summed(self) -> tuple[list[int], list[float]]:
+        """Bins in their order, and the share of values up to each. Lenders are seldom asked."""
+        if self._sums is None:
+            bins = sorted(self.shares)
+            self._sums = bins, list(accumulate([self.shares[one] for one in bins]))
+        return self._sums
 
     def _densest(self) -> float:
         """The middle of the window in which most values are."""
-        bins, below, width = self._bins, self._below, WINDOW_OCTAVES * BINS_PER_OCTAVE
+        (bins, below), width = self._summed(), WINDOW_OCTAVES * BINS_PER_OCTAVE
         first, best, window = 0, -1.0, (0, 0)
         for last, end in enumerate(bins):
             while end - bins[first] >= width:
@@ -83,11 +96,11 @@ class Curve:
             inside = below[last] - (below[first - 1] if first else 0.0)
             if inside > best:
                 best, window = inside, (first, last)
-        return self._middle(*window, CRUMB * best)
+        return self._middle(bins[window[0] : window[1] + 1], CRUMB * best)
 
-    def _middle(self, first: int, last: int, crumb: float) -> float:
-        """Between the outermost bins of a window that hold more than crumbs."""
-        bins, shares = self._bins, self.shares
+    def _middle(self, bins: Sequence[int], crumb: float) -> float:
+        """Between the outermost of these bins that hold more than crumbs."""
+        first, last, shares = 0, len(bins) - 1, self.shares
         while shares[bins[first]] < crumb and first < last:
             first += 1
         while shares[bins[last]] < crumb and first < last:
@@ -112,9 +125,10 @@ class _Counts:
         """Total up to which ``curve`` is good enough."""
 
     def add(self, where: int) -> None:
-        self.by_bin[where] = self.by_bin.get(where, 0.0) + self.unit
-        self.total += self.unit
-        self.unit *= 1.0 + 1.0 / MEMORY
+        by_bin, unit = self.by_bin, self.unit
+        by_bin[where] = by_bin.get(where, 0.0) + unit
+        self.total += unit
+        self.unit = unit * GAIN
         if self.unit > 1e9:
             self._rescale()
 
@@ -157,13 +171,13 @@ class Curves:
             counts = self._counts.get(key)
             if counts is None:
                 break
-            stale = counts.total > counts.fresh_until or (
-                counts.lender is not parent and counts.evidence < LOAN  # mostly borrowed
-            )
-            if counts.curve is None or stale:
-                counts.curve, counts.lender = _borrowing(counts, parent, loan), parent
+            known, curve = counts.evidence, counts.curve
+            mostly_borrowed = known < LOAN and counts.lender is not parent
+            if curve is None or mostly_borrowed or counts.total > counts.fresh_until:
+                counts.curve = curve = _borrowing(counts, parent, loan)
+                counts.lender = parent
                 counts.fresh_until = counts.total * (1.0 + STALE)
-            parent, known, loan = counts.curve, counts.evidence, LOAN
+            parent, loan = curve, LOAN
         return parent, known / (known + LOAN)
 
 

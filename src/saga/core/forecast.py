@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, log2
+from typing import NamedTuple
 
 from saga.core.bounded import Generations
 from saga.core.calibration import LEVELS, Calibration, translate
@@ -43,8 +44,7 @@ OUTPUT_PRIOR = bell(128, 1.5)
 GROWTH_PRIOR = bell(256, 2.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(NamedTuple):
     """A distribution of what is to come. Its unit is that of what was observed."""
 
     curve: Curve
@@ -106,24 +106,39 @@ class StepsLeft:
         return self.totals[max(0, ceil(level * len(self.totals)) - 1)] - self.done
 
 
+@dataclass(slots=True)
+class _Share:
+    """How often something happened, of how many cases; older ones count less."""
+
+    happened: float = 0.0
+    cases: float = 0.0
+
+    def count(self, *, yes: bool) -> None:
+        self.happened = self.happened * FADE + yes
+        self.cases = self.cases * FADE + 1.0
+
+
 class _Shares:
     """How often something happens, by label; rare labels are as all others."""
 
     def __init__(self, usual: float) -> None:
         self._usual = usual
-        self._counts: Generations[str, tuple[float, float]] = Generations(MAX_KEYS)
-        """How often it did, of how many; older ones count less."""
+        self._all = _Share()
+        self._by_label: Generations[str, _Share] = Generations(MAX_KEYS)
 
     def count(self, label: str, *, yes: bool) -> None:
-        for key in ("", label):
-            happened, cases = self._counts.get(key) or (0.0, 0.0)
-            self._counts.put(key, (happened * FADE + yes, cases * FADE + 1.0))
+        self._all.count(yes=yes)
+        of_label = self._by_label.get(label)
+        if of_label is None:
+            of_label = _Share()
+            self._by_label.put(label, of_label)
+        of_label.count(yes=yes)
 
     def share(self, label: str) -> float:
         share = self._usual
-        for key in ("", label):
-            happened, cases = self._counts.get(key) or (0.0, 0.0)
-            share = (happened + LOAN * share) / (cases + LOAN)
+        for known in (self._all, self._by_label.get(label)):
+            if known is not None:
+                share = (known.happened + LOAN * share) / (known.cases + LOAN)
         return share
 
 
@@ -155,6 +170,8 @@ class Progress:
     output: int = 0
     new_tokens: int = 0
     """Of its last step's prompt, beyond what was there before."""
+    gap_path: tuple[Hashable, ...] = (None, "", ("", 0))
+    """Kinds of gaps that follow its last step: any, after its label, after such an output."""
     return_pace: Pace = field(default_factory=Pace)
     tool_pace: Pace = field(default_factory=Pace)
     expected: Forecast | None = None
@@ -189,12 +206,13 @@ class Forecaster:
         self._outputs.observe(_output_path(progress), output_tokens)
         progress.label = self.labels.learn(progress.path, tool)
         progress.output = output_tokens
+        progress.gap_path = _gap_path(progress.label, output_tokens)
         progress.expected = self._return_time(progress)
 
     def tool_took(self, progress: Progress, tool_us: int) -> None:
         """The tool that the last step called was done after so long."""
         expected = self.tool_time(progress)
-        self._tool_times.observe(_return_path(progress), tool_us)
+        self._tool_times.observe(progress.gap_path, tool_us)
         progress.tool_pace.learn(tool_us, expected)
 
     def returned(
@@ -204,12 +222,12 @@ class Forecaster:
         does not begin with all that was there (compaction, another prefix)."""
         expected = progress.expected
         if expected is not None:
-            self._curves(progress).observe(_return_path(progress), gap_us)
+            self._curves(progress).observe(progress.gap_path, gap_us)
             self._calibration[progress.label == NO_TOOL].learn(expected.share(gap_us))
             progress.return_pace.learn(gap_us, expected)
             progress.expected = None
         if progress.label:
-            self._growth.observe(_return_path(progress), new_tokens)
+            self._growth.observe(progress.gap_path, new_tokens)
             self._cuts.count(progress.label, yes=cut)
         progress.new_tokens = new_tokens
 
@@ -236,7 +254,7 @@ class Forecaster:
 
     def tool_time(self, progress: Progress) -> Forecast:
         """Inside the tool that the last step called: a part of the return time."""
-        curve, known = self._tool_times.curve(_return_path(progress))
+        curve, known = self._tool_times.curve(progress.gap_path)
         return Forecast(curve, known, progress.tool_pace.scale)
 
     def output_tokens(self, progress: Progress) -> Forecast:
@@ -245,7 +263,7 @@ class Forecaster:
 
     def new_tokens(self, progress: Progress) -> Forecast:
         """What its next prompt adds to the context: its own last output is not among them."""
-        return Forecast(*self._growth.curve(_return_path(progress)))
+        return Forecast(*self._growth.curve(progress.gap_path))
 
     def p_reuse(self, progress: Progress, context_tokens: int) -> float:
         """How much of the next prompt will be found, if all of the context is kept: the chance that
@@ -274,7 +292,7 @@ class Forecaster:
         return self._persons if progress.label == NO_TOOL else self._tools
 
     def _return_time(self, progress: Progress) -> Forecast:
-        curve, known = self._curves(progress).curve(_return_path(progress))
+        curve, known = self._curves(progress).curve(progress.gap_path)
         asked = self._calibration[progress.label == NO_TOOL].asked()
         return Forecast(curve, known, progress.return_pace.scale, asked)
 
@@ -318,13 +336,12 @@ class Forecasts:
 
 def _size(tokens: int) -> int:
     """A coarse class of sizes: each eight times the one before."""
-    return min(3, int(log2(max(1, tokens)) / 3))
+    return 0 if tokens < 8 else 1 if tokens < 64 else 2 if tokens < 512 else 3
 
 
-def _return_path(progress: Progress) -> tuple[Hashable, ...]:
+def _gap_path(label: str, output_tokens: int) -> tuple[Hashable, ...]:
     """A tool's arguments are in the output that calls it."""
-    label = progress.label
-    return None, label, (label, _size(progress.output))
+    return None, label, (label, _size(output_tokens))
 
 
 def _output_path(progress: Progress) -> tuple[Hashable, ...]:

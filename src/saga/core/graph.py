@@ -12,8 +12,12 @@ from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import exp
+from typing import TYPE_CHECKING
 
 from saga.core.return_times import NO_TOOL
+
+if TYPE_CHECKING:
+    from saga.core.policy import SessionView
 
 START = "<start>"
 """The label of a session before its first step. No node: what it does is what sessions do."""
@@ -188,7 +192,10 @@ class AgentExecutionGraph:
 
 
 class GraphStore:
-    """One graph per agent type; the one that has not learned for longest is forgotten."""
+    """One graph per agent type; the one that has not learned for longest is forgotten.
+
+    What is to come of a session is asked here, not of its graph: a store may know better.
+    """
 
     def __init__(self, max_types: int = 1024) -> None:
         self._graphs: OrderedDict[str, AgentExecutionGraph] = OrderedDict()
@@ -201,6 +208,18 @@ class GraphStore:
         """The type's graph to look at, an empty one if it is not known. Leaves no trace."""
         graph = self._graphs.get(agent_type)
         return AgentExecutionGraph() if graph is None else graph
+
+    def p_reuse(self, session: SessionView) -> float | None:
+        """Chance that the session's next prompt finds what is resident of it (Eq. 4 and 5)."""
+        workflow = session.workflow
+        graph = self[workflow.agent_type]
+        return graph.p_reuse(session.tool, session.resident_tokens, workflow.mean_steps)
+
+    def remaining(self, session: SessionView) -> RemainingWork:
+        """What the session has still to do after its last step."""
+        workflow = session.workflow
+        label = session.tool if session.num_steps else START
+        return self[workflow.agent_type].remaining(label, workflow.mean_steps)
 
     def known(self) -> Sequence[str]:
         """The agent types of which something was learned."""

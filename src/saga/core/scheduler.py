@@ -14,7 +14,7 @@ from saga.core import actions as act
 from saga.core import events as ev
 from saga.core.errors import ClockError, DuplicateIdError, UnknownIdError
 from saga.core.fairness import ServiceLedger
-from saga.core.graph import START, RemainingWork
+from saga.core.graph import GraphStore, RemainingWork
 from saga.core.model import (
     ClusterState,
     Engine,
@@ -44,10 +44,12 @@ class Scheduler:
 
     Raises a ``CoreError`` for an event that cannot be true (time going back, unknown or duplicate
     ids); such an event has changed nothing. With ``check`` every event is followed by
-    ``invariants.check``.
+    ``invariants.check``. ``graphs`` learns and foretells; an empty one by default.
     """
 
-    def __init__(self, policies: Policies, *, check: bool = False) -> None:
+    def __init__(
+        self, policies: Policies, *, graphs: GraphStore | None = None, check: bool = False
+    ) -> None:
         self.policies = policies
         self.state = ClusterState()
         self.queues: dict[str, FairQueue] = {}
@@ -59,7 +61,7 @@ class Scheduler:
         """Admitted requests that no engine can take now."""
         self.story: deque[ev.Event] = deque(maxlen=STORY_LENGTH)
         self.ledger = ServiceLedger(policies.fairness, policies.epoch_us)
-        self.view = View(self.state, self.queues)
+        self.view = View(self.state, self.queues, graphs)
         self.kv = SessionKV(policies, self.state, self.view, self._do)
         self._check = check
         self._actions: list[act.Action] = []
@@ -384,11 +386,8 @@ class Scheduler:
 
     def _expect(self, workflow: Workflow) -> None:
         """Brings the workflow's expected remaining work up to date."""
-        graph = self.view.graphs[workflow.agent_type]
-        parts = [
-            graph.remaining(session.tool if session.num_steps else START, workflow.mean_steps)
-            for session in workflow.sessions.values()
-        ]
+        graphs = self.view.graphs
+        parts = [graphs.remaining(session) for session in workflow.sessions.values()]
         workflow.remaining = parts[0] if len(parts) == 1 else sum(parts, RemainingWork())
 
     def _end(self, request: Request, state: RequestState, reason: str) -> None:

@@ -11,7 +11,9 @@ guessed from what all have in common.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from math import exp
+from math import copysign, exp
+from operator import mul
+from typing import NamedTuple
 
 from saga.core.bounded import Generations
 from saga.core.graph import END, OTHER, START
@@ -31,6 +33,8 @@ NUM_LEADERS = 12
 """Labels of which an expert speaks."""
 STALE = 0.05
 """They are sought anew when so much of what it has counted is new."""
+YOUNG = 1 / STALE
+"""With fewer, each one is so much: they are sought when somebody asks."""
 FURTHEST = 8.0
 """Of a weight from its beginning, as a logarithm."""
 NEGLIGIBLE = 0.03
@@ -48,49 +52,91 @@ Chances = Mapping[str, float]
 class _Followers:
     """What followed one context."""
 
-    __slots__ = ("_until", "counts", "leaders", "total")
+    __slots__ = ("_leaders", "_until", "counts", "total")
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self.total = 0
-        self.leaders: list[tuple[str, float]] = []
-        """The most frequent ones, with their shares."""
+        self._leaders: list[tuple[str, float]] | None = None
         self._until = 0.0
         """Total up to which they are good enough."""
 
     def add(self, label: str) -> None:
-        self.counts[label] = self.counts.get(label, 0) + 1
-        self.total += 1
-        if self.total >= FULL:
-            self.counts = {one: n // 2 for one, n in self.counts.items() if n > 1}
+        counts = self.counts
+        counts[label] = counts.get(label, 0) + 1
+        self.total = total = self.total + 1
+        if total < YOUNG:
+            self._leaders = None
+        elif total >= FULL:
+            self.counts = {one: n // 2 for one, n in counts.items() if n > 1}
             self.total = sum(self.counts.values())
-            self._until = 0.0
-        if self.total > self._until:
-            first = sorted(self.counts, key=self.counts.__getitem__, reverse=True)[:NUM_LEADERS]
-            self.leaders = [(one, self.counts[one] / self.total) for one in first]
-            self._until = self.total * (1.0 + STALE)
+            self._renew()
+        elif total > self._until:
+            self._renew()
+
+    @property
+    def leaders(self) -> list[tuple[str, float]]:
+        """The most frequent ones, with their shares."""
+        if self._leaders is None:
+            self._leaders = self._seek()
+        return self._leaders
+
+    def _renew(self) -> None:
+        self._leaders = self._seek()
+        self._until = self.total * (1.0 + STALE)
+
+    def _seek(self) -> list[tuple[str, float]]:
+        counts, total = self.counts, self.total
+        first = sorted(counts, key=counts.__getitem__, reverse=True)[:NUM_LEADERS]
+        return [(one, counts[one] / total) for one in first]
 
 
 NUM_EXPERTS = ORDER + 4
-_Told = list[tuple[float, _Followers] | None]
-"""What each expert knows of a context, with its weight."""
+LAST_OWN, ALL_OWN = ORDER + 2, ORDER + 3
+"""The experts for what this very session does."""
+
+
+class _Told(NamedTuple):
+    """What experts know of a path; those that know nothing are not among them."""
+
+    numbers: list[int]
+    weights: list[float]
+    followers: list[_Followers]
 
 
 class Path:
     """What one session has done so far."""
 
-    __slots__ = ("chances", "labels", "num_steps", "own", "told")
+    __slots__ = ("chances", "contexts", "labels", "num_steps", "own", "told")
 
     def __init__(self) -> None:
         self.labels: tuple[str, ...] = ()
         """The last ones, at most ``ORDER``."""
         self.num_steps = 0
-        self.told: tuple[object, _Told] = (None, [])
+        self.contexts = _contexts((), 0)
+        """What experts go by, but for those for this very session."""
+        self.told: tuple[object, _Told] = (None, _Told([], [], []))
         """What a model knows of it, as of that state of the model."""
         self.chances: Chances | None = None
         """As they were told since its last step, so that they are worked out once."""
         self.own: dict[str, _Followers] = {}
         """By label: what followed it in this session. Bounded by the number of labels."""
+
+    def go_on(self, label: str) -> None:
+        """The next step was this one."""
+        if self.labels:
+            self._of_own(self.labels[-1]).add(label)
+        self._of_own("").add(label)
+        self.labels = (*self.labels, label)[-ORDER:]
+        self.num_steps += 1
+        self.contexts = _contexts(self.labels, self.num_steps)
+        self.chances = None
+
+    def _of_own(self, label: str) -> _Followers:
+        followers = self.own.get(label)
+        if followers is None:
+            followers = self.own[label] = _Followers()
+        return followers
 
 
 class NextLabels:
@@ -128,12 +174,7 @@ class NextLabels:
         if label != OTHER:
             self._labels[label] = None
         self._count(path, label)
-        if path.labels:
-            path.own.setdefault(path.labels[-1], _Followers()).add(label)
-        path.own.setdefault("", _Followers()).add(label)
-        path.labels = (*path.labels, label)[-ORDER:]
-        path.num_steps += 1
-        path.chances = None
+        path.go_on(label)
         return label
 
     def declare(self, chances: Mapping[str, Chances]) -> None:
@@ -141,10 +182,7 @@ class NextLabels:
         if it had been seen ``DECLARED`` times, and so gives way to what is seen."""
         for label, following in chances.items():
             key: Hashable = (0, "") if label == START else (self.label(label),)
-            followers = self._contexts.get(key)
-            if followers is None:
-                followers = _Followers()
-                self._contexts.put(key, followers)
+            followers = self._contexts.get(key) or self._begin(key)
             for one, chance in following.items():
                 name = one if one == END else self.label(one)
                 for _ in range(max(1, round(DECLARED * chance))):
@@ -160,12 +198,13 @@ class NextLabels:
     def _count(self, path: Path, label: str) -> None:
         self._weigh(self._told(path), label)
         self._state = object()
-        for key in _contexts(path):
-            followers = self._contexts.get(key)
-            if followers is None:
-                followers = _Followers()
-                self._contexts.put(key, followers)
-            followers.add(label)
+        for key in path.contexts:
+            (self._contexts.get(key) or self._begin(key)).add(label)
+
+    def _begin(self, key: Hashable) -> _Followers:
+        followers = _Followers()
+        self._contexts.put(key, followers)
+        return followers
 
     def _told(self, path: Path) -> _Told:
         """Changes nothing, and is worked out once for as long as nothing is learned."""
@@ -176,52 +215,51 @@ class NextLabels:
         return told
 
     def _ask(self, path: Path) -> _Told:
-        known: list[_Followers | None] = [self._contexts.peek(key) for key in _contexts(path)]
-        known += [None] * (ORDER + 2 - len(known))
-        known.append(path.own.get(path.labels[-1]) if path.labels else None)
-        known.append(path.own.get(""))
-        told: _Told = []
-        for scale, one in zip(self._scales, known, strict=True):
-            if one is None or not one.total:
-                told.append(None)
-            else:
+        known = list(enumerate(map(self._contexts.peek, path.contexts)))
+        if path.labels:
+            known.append((LAST_OWN, path.own.get(path.labels[-1])))
+            known.append((ALL_OWN, path.own[""]))
+        numbers, weights, followers = told = _Told([], [], [])
+        for number, one in known:
+            if one is not None and one.total:  # what is declared of it may be nothing
                 sure = one.total / (one.total + len(one.counts))
-                told.append((scale * sure * sure, one))
+                numbers.append(number)
+                weights.append(self._scales[number] * sure * sure)
+                followers.append(one)
         return told
 
     def _weigh(self, told: _Told, label: str) -> None:
         """Experts that gave ``label`` a better chance than the mixture did gain weight."""
-        given = [
-            (number, one[0], one[1].counts.get(label, 0) / one[1].total)
-            for number, one in enumerate(told)
-            if one is not None
-        ]
-        total = sum([weight for _, weight, _ in given])
-        if not total:
+        if not told.numbers:
             return
-        mixed = sum([weight * chance for _, weight, chance in given]) / total + 1e-3
-        gains = [min(1.0, weight / total * (chance / mixed - 1.0)) for _, weight, chance in given]
+        total = sum(told.weights)
+        chances = [one.counts.get(label, 0) / one.total for one in told.followers]
+        mixed = sum(map(mul, told.weights, chances)) / total + 1e-3
+        gains = [
+            weight / total * (chance / mixed - 1.0)
+            for weight, chance in zip(told.weights, chances, strict=True)
+        ]
         usual = sum(gains) / len(gains)  # only differences matter: without this all would sink
-        for (number, _, _), gain in zip(given, gains, strict=True):
-            weight = self._weights[number] + RATE * (gain - usual)
-            self._weights[number] = weight = max(-FURTHEST, min(FURTHEST, weight))
-            self._scales[number] = exp(weight)
+        weights, scales = self._weights, self._scales
+        for number, gain in zip(told.numbers, gains, strict=True):
+            weight = weights[number] + RATE * (gain - usual)
+            if not -FURTHEST < weight < FURTHEST:
+                weight = copysign(FURTHEST, weight)
+            weights[number], scales[number] = weight, exp(weight)
 
 
-def _contexts(path: Path) -> list[Hashable]:
-    """The place in the session, and its last labels."""
-    labels, place = path.labels, min(path.num_steps, PLACES)
-    last = labels[-1] if labels else ""
-    return [(place, last), *(labels[len(labels) - order :] for order in range(len(labels) + 1))]
+def _contexts(labels: tuple[str, ...], num_steps: int) -> list[Hashable]:
+    """The place in the session, and its last labels: none, one, and so on."""
+    place = min(num_steps, PLACES), labels[-1] if labels else ""
+    return [place, *[labels[first:] for first in range(len(labels), -1, -1)]]
 
 
 def _mix(told: _Told) -> Chances:
     chances: dict[str, float] = {}
-    known = [one for one in told if one is not None]
-    least = NEGLIGIBLE * sum(weight for weight, _ in known)
-    known = [one for one in known if one[0] >= least]
-    for weight, followers in known:
-        for label, share in followers.leaders:
-            chances[label] = chances.get(label, 0.0) + weight * share
+    least = NEGLIGIBLE * sum(told.weights)
+    for weight, followers in zip(told.weights, told.followers, strict=True):
+        if weight >= least:
+            for label, share in followers.leaders:
+                chances[label] = chances.get(label, 0.0) + weight * share
     total = sum(chances.values())
     return {label: chance / total for label, chance in chances.items()}

@@ -15,7 +15,12 @@ from saga.core.return_times import ReturnTimes
 class View:
     """The read-only face that policies see; a thin look at the state, never a copy."""
 
-    def __init__(self, state: ClusterState, queues: dict[str, FairQueue]) -> None:
+    def __init__(
+        self,
+        state: ClusterState,
+        queues: dict[str, FairQueue],
+        graphs: GraphStore | None = None,
+    ) -> None:
         self._state = state
         self._queues = queues
         self.engines: Sequence[EngineView] = ()
@@ -23,7 +28,7 @@ class View:
         """KV memory of all of them."""
         self.loads = Loads()
         self.return_times = ReturnTimes()
-        self.graphs = GraphStore()
+        self.graphs = GraphStore() if graphs is None else graphs
 
     @property
     def now(self) -> int:

@@ -13,7 +13,5 @@ class ReuseScore:
     protect_queued: bool = False
 
     def hold(self, session: SessionView, cluster: ClusterView) -> Hold | None:
-        workflow = session.workflow
-        graph = cluster.graphs[workflow.agent_type]
-        score = graph.p_reuse(session.tool, session.resident_tokens, workflow.mean_steps)
+        score = cluster.graphs.p_reuse(session)
         return None if score is None else Hold(cluster.now, score, "scored only")

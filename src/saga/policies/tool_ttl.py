@@ -36,11 +36,10 @@ class ToolTtl:
             raise ValueError("max_ttl_s and floor_s must be at least 0")
 
     def hold(self, session: SessionView, cluster: ClusterView) -> Hold | None:
-        workflow, home = session.workflow, session.home
+        home = session.home
         if home is None:
             return None
-        graph = cluster.graphs[workflow.agent_type]
-        score = graph.p_reuse(session.tool, session.resident_tokens, workflow.mean_steps)
+        score = cluster.graphs.p_reuse(session)
         if score is None:
             return None
         if session.tool is None and not self.hold_terminal:
@@ -49,7 +48,7 @@ class ToolTtl:
             self.pressure_high - self.pressure_low
         )
         shrink = 1.0 - 0.5 * max(0.0, min(1.0, pressure))
-        owner = owner_of(workflow.agent_type)
+        owner = owner_of(session.workflow.agent_type)
         usual = cluster.return_times.quantile(session.tool, self.percentile, owner=owner)
         longest = self.max_ttl_s * 1e6
         ttl_us = longest if usual is None else min(usual * shrink, longest)

@@ -24,6 +24,7 @@ from saga.sim.fluid import FluidPoint, Mix, expected_us, operating_point, satura
 from saga.sim.hardware import ENGINE_OPTIONS, ClusterSpec, get_cluster
 from saga.sim.host import Simulation
 from saga.sim.latency import StepTime
+from saga.sim.oracle_graphs import OracleGraphs
 from saga.sim.plan import EngineLoss, Plan
 from saga.sim.workload import Workload, get_workload
 from saga.traces.script import WorkflowScript
@@ -35,6 +36,9 @@ SAMPLE = 400
 """Workflows of the sample from which the saturation rate is computed, the same for every seed."""
 SLO_LOAD = 0.8
 """Load whose batch size defines the expected TCT of a task."""
+GRAPHS = ("declared", "learned", "oracle")
+"""How the scheduler knows what agents do: by their mean number of steps, then by what it sees; by
+that alone; or as it will be."""
 
 
 class ExperimentError(ValueError):
@@ -67,6 +71,12 @@ def _whole(text: str) -> int:
     if value < 1:
         raise ValueError("must be a whole number of at least 1")
     return value
+
+
+def _graphs(text: str) -> str:
+    if text not in GRAPHS:
+        raise ValueError(f"must be one of {', '.join(GRAPHS)}")
+    return text
 
 
 def _switch(text: str) -> bool:
@@ -120,7 +130,7 @@ KNOBS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "burstiness": (_positive, "coefficient of variation of the time between arrivals"),
     "warmup": (_share, "share of the tasks, the first ones, that is not measured"),
     "client_timeout_s": (_positive, "a client gives up when a request takes longer"),
-    "declared_graphs": (_switch, "whether clients declare their mean number of steps"),
+    "graphs": (_graphs, "what is known of agents: mean steps declared, learned, or oracle: all"),
     "lose_engine": (_losses, "ENGINE@SECONDS or ENGINE@SECONDS-SECONDS, several joined by ';'"),
     "reserve_full_prompt": (_switch, "engines start a request only if its whole prompt fits"),
 }
@@ -229,6 +239,11 @@ class Experiment:
             return self.load * self.saturation.rate_per_s * self.cluster_spec.num_engines
         return None if self.rate_per_min is None else self.rate_per_min / 60.0
 
+    @property
+    def graphs(self) -> str:
+        """What the scheduler knows of agents in advance: one of ``GRAPHS``."""
+        return str(self.knobs.get("graphs", "declared"))
+
     def _fitting(self, scripts: Sequence[WorkflowScript]) -> list[WorkflowScript]:
         capacity = self.cluster_spec.engine.kv_capacity_tokens
         return [script for script in scripts if script.max_context_tokens < capacity]
@@ -241,9 +256,7 @@ class Experiment:
             raise ExperimentError(f"workload {self.workload!r}: no session fits an engine's KV")
         slo_point = operating_point(SLO_LOAD, self.mix)
         timeout = self.knobs.get("client_timeout_s")
-        declared = (
-            self.source.declared_mean_steps if self.knobs.get("declared_graphs", True) else {}
-        )
+        declared = {} if self.graphs == "learned" else self.source.declared_mean_steps
         plan = Plan(
             scripts=scripts,
             arrivals=self._arrivals(len(scripts), seed),
@@ -284,6 +297,7 @@ class Experiment:
             self.cluster_spec,
             step_time=self.step_time,
             make_engine=self.make_engine,
+            graphs=OracleGraphs(plan.scripts) if self.graphs == "oracle" else None,
             preset=preset,
             seed=seed,
             check=self.check,

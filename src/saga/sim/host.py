@@ -15,6 +15,7 @@ from functools import partial
 
 from saga.core import actions as act
 from saga.core import events as ev
+from saga.core.graph import GraphStore
 from saga.core.policy import Policies
 from saga.core.scheduler import Scheduler
 from saga.report.records import EngineUsage, Outcome, RunRecord
@@ -98,6 +99,7 @@ class Simulation:
         *,
         step_time: StepTime | None = None,
         make_engine: MakeEngine = light_engine,
+        graphs: GraphStore | None = None,
         preset: str = "",
         seed: int = 0,
         check: bool = False,
@@ -112,7 +114,7 @@ class Simulation:
         self.preset = preset
         self.seed = seed
         self.now = 0
-        self.scheduler = Scheduler(policies, check=check)
+        self.scheduler = Scheduler(policies, graphs=graphs, check=check)
         self.recorder = Recorder()
         self.engines: dict[str, EngineModel] = {}
         self.num_events = 0
@@ -359,7 +361,7 @@ class Simulation:
         script = workflow.script.sessions[index]
         parent = None if script.parent is None else workflow.sessions[script.parent]
         self._numbers += 1
-        session_id = f"{workflow.script.id}/{index}"
+        session_id = workflow.script.session_id(index)
         lineage = Lineage(self._numbers, session_id, self._limits.block_size)
         if parent is not None and script.forked_tokens:
             lineage.fork(parent.lineage, script.forked_tokens)

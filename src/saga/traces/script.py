@@ -69,6 +69,10 @@ class WorkflowScript:
     submitted_us: int | None = None
     """Arrival time in the source trace, microseconds from its start; None where it has none."""
 
+    def session_id(self, index: int) -> str:
+        """What a session is called in a run of the simulator."""
+        return f"{self.id}/{index}"
+
     @property
     def num_steps(self) -> int:
         return sum(len(session.steps) for session in self.sessions)
