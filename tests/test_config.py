@@ -168,7 +168,9 @@ def test_a_file_of_ones_own(file: Any, suffix: str) -> None:
 def test_changes_apply_to_one_parameter_and_leave_the_others() -> None:
     policies = load_preset("saga+admission.kappa=1.2+routing.theta=0.5").policies
     assert policies.admission == WorkingSet(kappa=1.2)
-    assert policies.routing == AffinityThreshold(theta=0.5, placement="committed", move_kv=True)
+    assert policies.routing == AffinityThreshold(
+        theta=0.5, load="committed", placement="committed", move_kv=True, margin=0.2
+    )
 
 
 def test_changes_replace_a_policy_or_take_it_away() -> None:

@@ -102,7 +102,7 @@ EXPECTED = {
     },
     "saga": {"waits", "timeouts"},
     "oracle": {"waits", "timeouts"},
-    CROWDED: {"evictions", "preemptions", "waits", "timeouts", "moves", "scheduler_preemptions"},
+    CROWDED: {"evictions", "preemptions", "waits", "timeouts", "moves"},
     CROWDED_ORACLE: {"evictions", "preemptions", "waits", "timeouts"},
 }
 """What must have happened in the scenes of a preset for them to prove anything."""
