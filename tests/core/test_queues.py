@@ -61,7 +61,8 @@ class Naive:
 
     time: float = 0.0
     credit: float = 0.0
-    in_flight: list[float] = field(default_factory=list)
+    in_flight: list[list[float]] = field(default_factory=list)
+    """What each was charged at its turn, and by now."""
 
     def add(self, amount: float) -> None:
         due = amount - self.credit
@@ -111,7 +112,7 @@ class Play:
         self.virtual_time = max(self.virtual_time, min(self.times().values()))
         naive = self.naive[self.name(request)]
         naive.add(amount)
-        naive.in_flight.append(amount)
+        naive.in_flight.append([amount, amount])
         self.queue.take(request, amount)
         self.leave(request)
 
@@ -120,13 +121,15 @@ class Play:
         if naive is None or not naive.in_flight:
             return
         if turn.what == "correct":
-            naive.in_flight[0] += turn.amount
+            naive.in_flight[0][1] += turn.amount
             naive.add(turn.amount)
-            self.queue.correct(turn.tenant, turn.amount, naive.in_flight[0])
+            charged, by_now = naive.in_flight[0]
+            self.queue.correct(turn.tenant, turn.amount, by_now - charged)
         else:
-            excess = turn.amount - naive.in_flight.pop(0)
-            naive.add(excess)
-            self.queue.settle(turn.tenant, excess, turn.amount)
+            charged, by_now = naive.in_flight.pop(0)
+            final = turn.amount + (by_now if by_now > charged else 0.0)  # no error shrinks again
+            naive.add(final - by_now)
+            self.queue.settle(turn.tenant, final - by_now, final - charged)
             self.forget()
 
     def leave(self, request: Request) -> None:
@@ -233,11 +236,11 @@ def test_a_charge_too_high_is_credit() -> None:
     lane = queue.lanes["t"]
     pop(queue, 50.0)
     assert (lane.virtual_time, lane.credit) == (50.0, 0.0)
-    queue.settle("t", -35.0, 15.0)
+    queue.settle("t", -35.0, -35.0)
     assert (lane.virtual_time, lane.credit) == (50.0, 35.0)
     pop(queue, 30.0)
     assert (lane.virtual_time, lane.credit) == (50.0, 5.0)
-    queue.correct("t", 7.0, 37.0)
+    queue.correct("t", 7.0, 7.0)
     assert (lane.virtual_time, lane.credit) == (52.0, 0.0)
 
 
@@ -248,7 +251,7 @@ def test_idleness_is_not_saved_up_and_a_lead_is_kept() -> None:
         queue.push(make_request(f"b{number}", tenants["busy"]), 1.0)
     queue.push(make_request("g", tenants["greedy"]), 0.0)
     assert pop(queue, 100.0).id == "g"
-    queue.settle("greedy", 0.0, 100.0)
+    queue.settle("greedy", 0.0, 0.0)
     for _ in range(8):
         pop(queue, 10.0)
     queue.push(make_request("i", tenants["idle"]), 0.0)

@@ -82,13 +82,14 @@ class ServiceLedger:
         tenant.service_us += excess
         request.charged_us = cost_us
         if queue is not None:
-            queue.settle(tenant.id, excess / request.share, cost_us / request.share)
+            queue.settle(tenant.id, excess / request.share, excess / request.share)
 
     def start(self, head: Request, cluster: ClusterView, queue: FairQueue) -> None:
         """The workflow of a request is admitted, and charged all that it is expected to take."""
         workflow = head.session.workflow
         expected = cluster.graphs[workflow.agent_type].cost_us
-        workflow.charged_us = expected.value(gpu_us(workflow.remaining, cluster))
+        workflow.expected_us = expected.value(gpu_us(workflow.remaining, cluster))
+        workflow.charged_us = workflow.expected_us
         workflow.share = workflow.tenant.share
         queue.take(head, workflow.charged_us / workflow.share)
 
@@ -97,14 +98,15 @@ class ServiceLedger:
         if workflow.charged_us is None or workflow.cost_us <= workflow.charged_us:
             return
         excess, workflow.charged_us = workflow.cost_us - workflow.charged_us, workflow.cost_us
-        share = workflow.share
-        queue.correct(workflow.tenant.id, excess / share, workflow.cost_us / share)
+        share, error = workflow.share, workflow.cost_us - workflow.expected_us
+        queue.correct(workflow.tenant.id, excess / share, error / share)
 
     def end(self, workflow: Workflow, queue: FairQueue) -> None:
         """It is over."""
         if workflow.charged_us is not None:
             excess, share = workflow.cost_us - workflow.charged_us, workflow.share
-            queue.settle(workflow.tenant.id, excess / share, workflow.cost_us / share)
+            error = workflow.cost_us - workflow.expected_us
+            queue.settle(workflow.tenant.id, excess / share, error / share)
 
     def _refresh(self, workflow: Workflow, cluster: ClusterView) -> None:
         assert self._policy is not None

@@ -100,8 +100,10 @@ class Workflow:
     """GPU time attained."""
     kv_us: float = 0.0
     """KV memory-time held so far: the part of an engine's KV memory, times how long."""
+    expected_us: float = 0.0
+    """What it was charged when it was admitted."""
     charged_us: float | None = None
-    """What it was charged when it was admitted, or later if it took more; None: it was not."""
+    """The same, or what it has taken if that is more; None: it was not charged."""
     share: float = 1.0
     """Its tenant's when it was charged."""
     gap_us: int = 0

@@ -35,12 +35,12 @@ class Lane:
     is_ahead: bool = False
     offer: int | None = None
     """The number of its valid item among those that may go next; None: there is none."""
-    largest: float = 0.0
-    """The largest charge for one request so far, over share."""
+    largest_charge: float = 0.0
+    """This and the next two: l, eps and b of the bound."""
+    largest_error: float = 0.0
     most_in_flight: int = 0
-    """This and the following two since it began to wait."""
     given: float = 0.0
-    """Charges and corrections, over share."""
+    """Charges and corrections since it began to wait."""
     began: float = 0.0
     """The time of whoever was furthest behind then."""
 
@@ -152,8 +152,9 @@ class FairQueue:
         lane.num_in_flight += 1
         self._num_in_flight += 1
         lane.most_in_flight = max(lane.most_in_flight, lane.num_in_flight)
+        lane.largest_charge = max(lane.largest_charge, amount)
         self.remove(request)
-        self.correct(name, amount, amount)
+        self.correct(name, amount, 0.0)
         while self._ahead and self._ahead[0][0] <= self.virtual_time:
             _, ahead = heapq.heappop(self._ahead)
             self.lanes[ahead].is_ahead = False
@@ -161,18 +162,19 @@ class FairQueue:
 
     # ---- what they are given
 
-    def correct(self, tenant: str, amount: float, total: float) -> None:
-        """What is in flight takes ``amount`` more than it was charged: ``total`` by now."""
+    def correct(self, tenant: str, amount: float, error: float) -> None:
+        """What is in flight takes ``amount`` more than it was charged so far, and by now ``error``
+        more than at its turn."""
         lane = self._lane(tenant)
-        lane.largest = max(lane.largest, total)
+        lane.largest_error = max(lane.largest_error, abs(error))
         lane.add(amount)
         if lane.num_waiting and self._limit is not None:
             self._measure(lane)
 
-    def settle(self, tenant: str, amount: float, total: float) -> None:
+    def settle(self, tenant: str, amount: float, error: float) -> None:
         """The same, and it is over."""
         lane = self._lane(tenant)
-        self.correct(tenant, amount, total)
+        self.correct(tenant, amount, error)
         lane.num_in_flight -= 1
         self._num_in_flight -= 1
         self._forget(tenant, lane)
@@ -203,7 +205,6 @@ class FairQueue:
         if not lane.is_held and lane.offer is None:
             self._hold(lane)
         lane.given, lane.began = 0.0, self._least()
-        lane.most_in_flight = lane.num_in_flight
 
     def _least(self) -> float:
         """The time of the waiting tenant that is furthest behind."""
@@ -294,7 +295,7 @@ class FairQueue:
         assert self._limit is not None
         least = self._least()
         window = self._limit(least) - least
-        bound = window + (1 + 2 * lane.most_in_flight) * lane.largest
+        bound = window + lane.largest_charge + 2 * lane.most_in_flight * lane.largest_error
         if bound > 0.0:
             off = abs(lane.given - (least - lane.began))
             self.deviation = max(self.deviation, off / bound)
