@@ -85,13 +85,20 @@ class ServiceLedger:
             queue.settle(tenant.id, excess / request.share, excess / request.share)
 
     def start(self, head: Request, cluster: ClusterView, queue: FairQueue) -> None:
-        """The workflow of a request is admitted, and charged all that it is expected to take."""
+        """The session of a request is admitted. The first one of a workflow is charged all that
+        workflows of its type take, a sub-agent what it makes the workflow expect beyond that."""
         workflow = head.session.workflow
-        expected = cluster.graphs[workflow.agent_type].cost_us
-        workflow.expected_us = expected.value(gpu_us(workflow.remaining, cluster))
-        workflow.charged_us = workflow.expected_us
-        workflow.share = workflow.tenant.share
-        queue.take(head, workflow.charged_us / workflow.share)
+        charged = workflow.charged_us
+        expected = workflow.cost_us + gpu_us(workflow.remaining, cluster)
+        if charged is None:
+            expected = cluster.graphs[workflow.agent_type].cost_us.value(expected)
+            charged, workflow.share = 0.0, workflow.tenant.share
+        extra = max(0.0, expected - charged)
+        queue.take(head, extra / workflow.share)
+        if workflow.charged_us is not None:  # one workflow is in flight, not two
+            queue.settle(workflow.tenant.id, 0.0, 0.0)
+        workflow.charged_us = charged + extra
+        workflow.expected_us += extra
 
     def go_on(self, workflow: Workflow, queue: FairQueue) -> None:
         """It has taken something. Charged more only once it exceeds what was expected."""

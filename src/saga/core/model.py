@@ -94,7 +94,6 @@ class Workflow:
     submitted: int
     deadline: int | None = None
     mean_steps: float | None = None
-    admitted: bool = False
     sessions: dict[str, Session] = field(default_factory=dict)
     service_us: float = 0.0
     """GPU time attained."""
@@ -127,6 +126,8 @@ class Session:
     workflow: Workflow
     parent: str | None = None
     state: SessionState = SessionState.ACTING
+    admitted: bool = False
+    """Whether it may use memory; until then its requests wait."""
     home: Engine | None = None
     """The engine that last accepted one of its requests; its KV is there if anywhere."""
     assigned: Engine | None = None

@@ -212,7 +212,6 @@ class Scheduler:
             submitted=event.at,
             deadline=event.deadline,
             mean_steps=event.mean_steps,
-            admitted=self.policies.admission is None,
         )
         tenant.workflows.add(workflow.id)
         self.state.workflows[workflow.id] = workflow
@@ -244,7 +243,11 @@ class Scheduler:
         if workflow is None:
             raise UnknownIdError(f"workflow {event.workflow!r} is not known")
         session = Session(
-            id=event.session, workflow=workflow, parent=event.parent, acting_since=event.at
+            id=event.session,
+            workflow=workflow,
+            parent=event.parent,
+            acting_since=event.at,
+            admitted=self.policies.admission is None,
         )
         self.state.sessions[session.id] = workflow.sessions[session.id] = session
         self._expect(workflow)
@@ -301,12 +304,12 @@ class Scheduler:
         session.workflow.tenant.num_queued += 1
         if session.state is SessionState.ACTING:
             session.move(SessionState.WAITING)
-        if session.workflow.admitted:
+        if session.admitted:
             self._place(request)
         else:
             if self._is_too_long(request):
                 return
-            request.reason = "its workflow is not admitted yet"
+            request.reason = "it is not admitted yet"
             self.unadmitted.push(request, self.policies.ordering.key(request, self.view))
         if request.state is RequestState.QUEUED:
             self.kv.protect_queued(session)
@@ -638,20 +641,18 @@ class Scheduler:
             self._ask_to_wake()
 
     def _admit(self) -> None:
-        """Starts workflows in their order for as long as the admission policy agrees."""
+        """Starts sessions in their order for as long as the admission policy agrees."""
         admission = self.policies.admission
         if admission is None or not self.view.engines:
             return
         while (head := self._next_to_start(admission)) is not None:
-            workflow = head.session.workflow
-            workflow.admitted = True
+            head.session.admitted = True
             self.ledger.start(head, self.view, self.unadmitted)
             self._place(head)
-            for session in workflow.sessions.values():
-                for request in list(session.requests.values()):
-                    if request in self.unadmitted:
-                        self.unadmitted.remove(request)
-                        self._place(request)
+            for request in list(head.session.requests.values()):
+                if request in self.unadmitted:
+                    self.unadmitted.remove(request)
+                    self._place(request)
 
     def _next_to_start(self, admission: AdmissionPolicy) -> Request | None:
         """The first that may start now. One that does not fit yet lets others by, who use up their
