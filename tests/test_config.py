@@ -169,7 +169,12 @@ def test_changes_apply_to_one_parameter_and_leave_the_others() -> None:
     policies = load_preset("saga+admission.kappa=1.2+routing.theta=0.5").policies
     assert policies.admission == WorkingSet(kappa=1.2)
     assert policies.routing == AffinityThreshold(
-        theta=0.5, load="committed", placement="committed", move_kv=True, margin=0.2
+        theta=0.5,
+        load="committed",
+        placement="committed",
+        move_kv=True,
+        margin=0.2,
+        cold_margin=0.4,
     )
 
 

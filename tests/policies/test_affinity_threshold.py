@@ -1,5 +1,6 @@
 """w = home if load(home) < theta and the session's KV is there, else the least loaded engine."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,8 +71,20 @@ def test_a_draining_home_is_left() -> None:
 @pytest.mark.parametrize(("margin", "stays"), [(0.0, False), (0.5, False), (0.61, True)])
 def test_margin_is_what_leaving_must_gain(margin: float, stays: bool) -> None:
     home, other = home_with(running=10, used=8_000), engine("other", num_running=6)
-    answer = route(AffinityThreshold(margin=margin), home, other)  # 0.9 against 0.3
-    assert answer.engine is (home if stays else other)
+    cold = route(AffinityThreshold(cold_margin=margin), home, other)  # 0.9 against 0.3
+    moved = route(AffinityThreshold(margin=margin, move_kv=True), home, other)
+    assert cold.engine is moved.engine is (home if stays else other)
+    assert (cold.move_kv, moved.move_kv) == (False, not stays)
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(None, "a"), ("a", None), (None, None), ("a", "b")])
+def test_kv_follows_only_where_it_can_be_had(mine: str | None, theirs: str | None) -> None:
+    home, other = home_with(running=10, used=8_000), engine("other", shared_kv=theirs)
+    home.shared_kv = mine
+    policy = AffinityThreshold(move_kv=True, margin=0.0, cold_margin=0.5)
+    answer = route(policy, home, other)
+    assert (answer.engine, answer.move_kv) == (other, False), "0.9 against 0: worth computing"
+    assert route(replace(policy, cold_margin=1.0), home, other).engine is home
 
 
 def test_margin_does_not_hold_back_a_session_without_kv() -> None:

@@ -25,6 +25,8 @@ class EngineUp:
     """Whether it can be asked to keep a session's KV."""
     prefetches: bool = True
     """Whether it can be asked to make a session's KV ready."""
+    shared_kv: str | None = "cluster"
+    """The same for all engines that can have each other's KV; None: it has only its own."""
 
 
 @record

@@ -205,6 +205,7 @@ class Engine:
     decode_us_per_token: float
     retains: bool = True
     prefetches: bool = True
+    shared_kv: str | None = "cluster"
     draining: bool = False
     num_waiting: int = 0
     """Dispatched and not started, counted by the scheduler itself."""

@@ -132,6 +132,7 @@ class Scheduler:
                 decode_us_per_token=event.decode_us_per_token,
                 retains=event.retains,
                 prefetches=event.prefetches,
+                shared_kv=event.shared_kv,
                 idle_since=event.at,
             )
             self.state.engines[engine.id] = engine
@@ -552,7 +553,12 @@ class Scheduler:
         engine.requests[request.id] = request
         request.move(RequestState.DISPATCHED)
         request.dispatched = self.state.now
-        moved = request.move_kv and session.home is not engine and session.resident_tokens > 0
+        moved = (
+            request.move_kv
+            and session.resident_tokens > 0
+            and session.home not in (None, engine)
+            and session.home.shared_kv == engine.shared_kv is not None
+        )
         reusable = session.resident_tokens if moved or session.home is engine else 0
         uncached = max(0, request.prompt_tokens - reusable)
         cost = engine.cost_us(uncached, request.expected_output_tokens)

@@ -273,6 +273,7 @@ class Gateway:
                 max_num_seqs=batch or settings.max_num_seqs,
                 retains=retains,
                 prefetches=self.prefetches.possible_at(engine),
+                shared_kv=None if info is None else info.shared_tier,
             )
         )
 

@@ -22,6 +22,8 @@ class AffinityThreshold:
     """Whether the KV follows a session that leaves a loaded engine, or is computed again."""
     margin: float = 0.0
     """How much lower the other engine's load must be for a session with KV to leave its home."""
+    cold_margin: float = 0.0
+    """The same where its KV cannot follow."""
 
     def __post_init__(self) -> None:
         if not self.theta >= 0:
@@ -34,9 +36,10 @@ class AffinityThreshold:
         if warm and home is not None and cluster.load(self.load, home) < self.theta:
             return Route(home, "affinity")
         best = cluster.least_loaded(self.placement, request.id)
-        if warm and home is not None:
-            gain = cluster.load(self.load, home) - cluster.load(self.load, best)
-            if gain < self.margin:
-                return Route(home, "affinity: no better engine")
-        reason = "new session or no KV left" if not warm else "home too loaded"
-        return Route(best, reason, move_kv=self.move_kv and warm)
+        if not warm or home is None:
+            return Route(best, "new session or no KV left")
+        follows = self.move_kv and home.shared_kv == best.shared_kv is not None
+        gain = cluster.load(self.load, home) - cluster.load(self.load, best)
+        if gain < (self.margin if follows else self.cold_margin):
+            return Route(home, "affinity: no better engine")
+        return Route(best, "home too loaded", move_kv=follows)
