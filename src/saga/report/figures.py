@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from saga.report.averages import Floats
 from saga.report.content import (
     Comparisons,
     LoadPoint,
@@ -23,7 +24,7 @@ from saga.report.content import (
     speedup,
 )
 from saga.report.extras import sim_extra
-from saga.report.metrics import PARTS, Floats, finished_tct_us
+from saga.report.metrics import PARTS
 from saga.report.records import Outcome, RunRecord
 from saga.report.statistics import Comparison
 from saga.report.style import DARK, LIGHT, Theme, preset_styles, styled
@@ -235,7 +236,7 @@ def ecdf(runs: Sequence[RunRecord]) -> tuple[Floats, Floats]:
     """Sorted TCTs (s) and the share of *all* measured workflows done by then, pooled over seeds."""
     measured = [workflow for run in runs for workflow in run.workflows if workflow.measured]
     finished = [w for w in measured if w.outcome is Outcome.FINISHED]
-    times = np.sort(np.array([finished_tct_us(w) for w in finished], dtype=np.float64)) / 1e6
+    times = np.sort(np.array([w.finished_tct_us for w in finished], dtype=np.float64)) / 1e6
     return times, np.arange(1, times.size + 1) / max(1, len(measured))
 
 
