@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.report.factory import MINUTE, SECOND, run, workflow
 
-from saga.report.fairness import jain_index, max_min_ratio
 from saga.report.metrics import Summary, aggregate, summarise
 from saga.report.records import EngineUsage, Outcome, RunRecord, TokenCounts, WorkflowRecord
 
@@ -245,28 +244,6 @@ def test_a_finished_workflow_without_an_end_is_refused() -> None:
     odd.finished_us = None
     with pytest.raises(ValueError, match="'odd' is finished with a TCT of None us"):
         _ = odd.finished_tct_us
-
-
-positive = st.floats(min_value=1e-3, max_value=1e6)
-
-
-@given(st.lists(positive, min_size=1, max_size=20), positive)
-def test_jain_is_between_1_over_n_and_1_and_has_no_unit(values: list[float], unit: float) -> None:
-    index = jain_index(values)
-    assert index is not None
-    assert 1 / len(values) - 1e-9 <= index <= 1 + 1e-9
-    assert jain_index([unit * value for value in values]) == pytest.approx(index)
-
-
-@given(positive, st.integers(1, 10))
-def test_equal_values_are_perfectly_fair(value: float, count: int) -> None:
-    assert jain_index([value] * count) == pytest.approx(1)
-    assert max_min_ratio([value] * count) == 1
-
-
-def test_one_taking_everything_is_1_over_n() -> None:
-    assert jain_index([7, 0, 0, 0]) == 0.25
-    assert jain_index([]) is max_min_ratio([]) is None
 
 
 outcomes = st.sampled_from([Outcome.REJECTED, Outcome.TIMED_OUT, Outcome.UNFINISHED])
