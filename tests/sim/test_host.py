@@ -89,6 +89,7 @@ SCRIPTS = [workflow(name, chat((40, 1))) for name in "abc"]
         (lambda: plan_of(SCRIPTS, agents=1, warmup=1.0), "warmup=1.0"),
         (lambda: plan_of(SCRIPTS, agents=1, client_timeout_us=0), "client_timeout_us=0"),
         (lambda: Plan(scripts=SCRIPTS, agents=1, alone_us=[1], expected_us=[1] * 3), "1 alone_us"),
+        (lambda: plan_of(SCRIPTS, agents=1, share_us=[1] * 4), "3 scripts, 4 share_us"),
         (lambda: EngineLoss(engine=-1, at=5), "engine -1"),
         (lambda: EngineLoss(engine=0, at=-5), "at -5 us"),
         (lambda: EngineLoss(engine=0, at=5, back=5), "is back at 5"),
@@ -310,6 +311,31 @@ def test_the_wait_of_a_client_that_left_is_recorded() -> None:
     assert outcomes_of(played) == {Outcome.TIMED_OUT}
     assert records["a"].longest_wait_us == 0
     assert records["b"].longest_wait_us == 30_000
+
+
+def test_the_wait_for_admission_is_part_of_the_longest_wait() -> None:
+    """b does not fit beside a and is let in when a is over, after 42,000 + 9 x 1,010 us; c does not
+    fit beside b, and is not let in before b's client leaves, 10 us before its own does."""
+    scripts = [
+        workflow("a", chat((4_000, 10))),
+        workflow("b", chat((5_000, 900))),
+        workflow("c", chat((4_500, 1))),
+    ]
+    cluster = small_cluster(1, 6_000)
+    played = by_hand(
+        scripts, [0, 10, 20], preset="saga", cluster=cluster, client_timeout_us=400_000
+    )
+    sent = {
+        action.request.partition("/")[0]: event.at
+        for event, actions in played.log
+        for action in actions
+        if isinstance(action, Dispatch)
+    }
+    assert sent == {"a": 0, "b": 51_090, "c": 400_010}
+    records = records_of(played)
+    assert records["a"].longest_wait_us == 0
+    assert records["b"].longest_wait_us == 51_090 - 10
+    assert (records["c"].outcome, records["c"].longest_wait_us) == (Outcome.TIMED_OUT, 400_000)
 
 
 def test_the_wait_of_a_request_that_the_run_leaves_behind_is_recorded() -> None:

@@ -60,10 +60,14 @@ def listed(items: Iterable[tuple[str, str]]) -> str:
     return "; ".join(f"{name} {text}" for name, text in items)
 
 
-def put_title(figure: Figure, title: str, subject: str, theme: Theme) -> None:
-    """Two lines at the top left, in a strip of fixed height that the axes stay out of."""
+def put_title(figure: Figure, title: str, subject: str, theme: Theme, apart: float = 0.02) -> None:
+    """Two lines at the top left, in a strip of fixed height that the axes stay out of.
+
+    ``apart``: space between axes side by side, as a share of their width.
+    """
     height = figure.get_figheight()
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.58 / height))
+    rect = (0, 0, 1, 1 - 0.58 / height)
+    figure.set_layout_engine("constrained", rect=rect, wspace=apart)
     figure.text(0.005, 1 - 0.27 / height, title, size=12.5, weight="bold", color=theme.ink)
     figure.text(0.005, 1 - 0.47 / height, subject, size=8.5, color=theme.muted)
 

@@ -75,7 +75,7 @@ def classes_figure(runs: Runs, summaries: Summaries, subject: str, theme: Theme 
         height = 0.16 * len(runs) * (len(classes) + 1)
         figure = Figure(figsize=(10, 2.0 + max(1.2, height)))
         slow, wait, slo = figure.subplots(1, 3, sharey=True, width_ratios=[1.7, 1, 1])
-        put_title(figure, "How tenant classes fare", subject, theme)
+        put_title(figure, "How tenant classes fare", subject, theme, apart=0.05)
         for row, (name, summary) in enumerate(summaries.items()):
             values = by_class(_measured(runs[name]), slowdown)
             for index, of in enumerate(classes):
