@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from saga.report.content import LoadPoint
 from saga.report.metrics import summarise
-from saga.report.records import EngineUsage, Outcome, RunRecord, TokenCounts, WorkflowRecord
+from saga.report.records import (
+    EngineUsage,
+    Outcome,
+    RunRecord,
+    TenantSeries,
+    TimeSeries,
+    TokenCounts,
+    WorkflowRecord,
+)
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
@@ -21,6 +29,7 @@ def workflow(
     *,
     alone_s: float = 10,
     expected_s: float = 10,
+    share_s: float = 0,
     tenant: str = "t",
     tenant_class: str = "default",
     outcome: Outcome = Outcome.FINISHED,
@@ -45,6 +54,7 @@ def workflow(
         num_steps=3,
         alone_us=round(alone_s * SECOND),
         expected_us=round(expected_s * SECOND),
+        share_us=round(share_s * SECOND),
         longest_wait_us=round(longest_wait_s * SECOND),
         **{f"{part}_us": round(seconds * SECOND) for part, seconds in parts.items()},
     )
@@ -57,7 +67,9 @@ def run(
     seed: int = 1,
     engines: Iterable[EngineUsage] = (),
     tokens: TokenCounts | None = None,
-    ttft_s: Iterable[float] = (),
+    ttft_s: Mapping[str, Iterable[float]] | None = None,
+    deviation: float | None = None,
+    series: TimeSeries | None = None,
     start_us: int = 0,
     end_us: int = 0,
     finished_in_window: int = 0,
@@ -69,12 +81,18 @@ def run(
         workflows=list(workflows),
         engines=list(engines),
         tokens=tokens or TokenCounts(),
-        ttft_us=array("q", (round(seconds * SECOND) for seconds in ttft_s)),
+        ttft_us={name: _microseconds(times) for name, times in (ttft_s or {}).items()},
+        deviation=deviation,
+        series=series or TimeSeries(),
         start_us=start_us,
         end_us=end_us,
         finished_in_window=finished_in_window,
         **counts,
     )
+
+
+def _microseconds(seconds: Iterable[float]) -> array[int]:
+    return array("q", (round(one * SECOND) for one in seconds))
 
 
 def runs_with_tct(tct_s_by_seed: dict[int, list[float | None]]) -> list[RunRecord]:
@@ -131,6 +149,7 @@ def _plausible_run(preset: str, seed: int, pressure: float, tasks: int) -> RunRe
                 None if lost else sum(parts.values()),
                 alone_s=alone[i],
                 expected_s=1.3 * alone[i],
+                share_s=2 * alone[i],
                 tenant=f"team {tenant}",
                 tenant_class="heavy" if tenant == "A" else "light",
                 outcome=Outcome.TIMED_OUT if lost else Outcome.FINISHED,
@@ -166,7 +185,12 @@ def _plausible_run(preset: str, seed: int, pressure: float, tasks: int) -> RunRe
             new=1_000_000,
             output=400_000,
         ),
-        ttft_s=noise.lognormal(-0.5 + min(pressure, 8), 0.8, 4 * tasks),
+        ttft_s={
+            name: noise.lognormal(-0.5 + min(pressure, 8), 0.8, 2 * tasks)
+            for name in ("heavy", "light")
+        },
+        deviation=min(1.0, 0.1 + 0.3 * pressure),
+        series=_plausible_series(noise, end),
         end_us=end,
         finished_in_window=int(tasks / (1 + 0.2 * pressure)),
         evicted_tokens=2 * regenerated,
@@ -174,3 +198,21 @@ def _plausible_run(preset: str, seed: int, pressure: float, tasks: int) -> RunRe
         num_moves=int(30 * pressure),
         num_events=40 * tasks,
     )
+
+
+def _plausible_series(noise: np.random.Generator, end: int, num: int = 100) -> TimeSeries:
+    """Three tenants of equal weight, the last of which comes late."""
+    at = np.linspace(0, end, num).astype(int)
+    tenants = {}
+    for number, tenant in enumerate("ABC"):
+        here = at >= number // 2 * end / 2
+        sharing = np.where(at >= end / 2, 3, 2)
+        service = np.cumsum(here * noise.uniform(0.5, 1.5, num) / sharing) * end / num
+        tenants[f"team {tenant}"] = TenantSeries(
+            service_us=array("q", service.astype(int)),
+            committed_tokens=array("q", (here * 100_000).tolist()),
+            num_waiting=array("q", (here * noise.integers(0, 9, num)).tolist()),
+            lead_us=array("d", here * noise.uniform(0, SECOND, num)),
+            entitlement=array("d", here / sharing),
+        )
+    return TimeSeries(at_us=array("q", at), tenants=tenants)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.report.factory import run, runs_with_tct, workflow
+from tests.report.factory import run, runs_with_tct
 
 from saga.report import content
 from saga.report.content import LoadPoint
@@ -107,20 +107,6 @@ def test_every_table_is_rectangular_and_starts_with_the_reference() -> None:
     for table in tables:
         assert [row[0] for row in table.rows] == ["ref", "new", "idle"]
         assert {len(row) for row in table.rows} == {len(table.header)}
-
-
-def test_classes_have_a_table_only_if_there_are_several() -> None:
-    runs = [
-        run(
-            [
-                workflow("w0", 10, tenant_class="heavy"),
-                workflow("w1", 90, tenant_class="light"),
-            ]
-        )
-    ]
-    table = content.result_tables({"p": aggregate(runs)}, {})[3]
-    assert table.header == ("preset", "heavy", "light")
-    assert table.rows == (("p", "100.0", "0.0"),)
 
 
 def test_a_remark_that_holds_for_all_is_made_once() -> None:

@@ -6,15 +6,13 @@ from matplotlib.patches import Rectangle
 from tests.report.factory import run, study, sweep, workflow
 
 from saga.report.content import Comparisons, Summaries
+from saga.report.drawing import Picture, clock, png
 from saga.report.figures import (
-    Picture,
     Runs,
-    clock,
     ecdf,
     kv_figure,
     load_curve,
     pictures,
-    png,
     seeds_figure,
     tct_figure,
 )

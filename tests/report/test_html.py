@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from saga.report.content import KeyFigure, Table
-from saga.report.figures import Picture
+from saga.report.drawing import Picture
 from saga.report.html import Section, render
 
 HOSTILE = "<script>alert('x')</script> & \"q\""

@@ -11,14 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.report.factory import MINUTE, SECOND, run, workflow
 
-from saga.report.metrics import (
-    Summary,
-    aggregate,
-    finished_tct_us,
-    jain_index,
-    max_min_ratio,
-    summarise,
-)
+from saga.report.metrics import Summary, aggregate, summarise
 from saga.report.records import EngineUsage, Outcome, RunRecord, TokenCounts, WorkflowRecord
 
 HAND_MADE = run(
@@ -27,6 +20,7 @@ HAND_MADE = run(
             *("w0", 10),
             alone_s=5,
             expected_s=8,
+            share_s=20,
             tenant="a",
             tenant_class="heavy",
             longest_wait_s=3,
@@ -36,6 +30,7 @@ HAND_MADE = run(
             *("w1", 40),
             alone_s=10,
             expected_s=20,
+            share_s=25,
             tenant="b",
             tenant_class="light",
             longest_wait_s=9,
@@ -62,7 +57,8 @@ HAND_MADE = run(
         ),
     ],
     tokens=TokenCounts(prompt=1_000, hit=600, host_hit=50, regenerated=250, new=100, output=480),
-    ttft_s=[1, 2, 3, 4, 5],
+    ttft_s={"heavy": [1, 2, 5], "light": [3, 4]},
+    deviation=0.25,
     start_us=MINUTE,
     end_us=5 * MINUTE,
     finished_in_window=6,
@@ -91,9 +87,13 @@ BY_HAND = {
     "tct_p99_s": 39.7,
     "slowdown_mean": 3,  # (10/5 + 40/10) / 2
     "slowdown_p99": 3.98,
+    "slowdown_mean_by_class": {"heavy": 2, "light": 4},
+    "slowdown_p99_by_class": {"heavy": 2, "light": 4},
     "ttft_p50_s": 3,
     "ttft_p99_s": 4.96,
-    "longest_wait_s": 70,
+    "ttft_p99_s_by_class": {"heavy": 4.94, "light": 3.99},  # 2 + 0.98 x 3; 3 + 0.99 x 1
+    "longest_wait_s": 70,  # of one that did not finish
+    "longest_wait_s_by_class": {"heavy": 70, "light": 9},
     "split_s": {
         "queue": 6,
         "prefill": 2,
@@ -134,6 +134,11 @@ BY_HAND = {
     "slo_alone_3": 0.2,
     "fairness_jain": 0.9,  # (2 + 4)^2 / (2 x (4 + 16))
     "fairness_max_min": 2,
+    "finish_time_fairness_p99": 1.589,  # 10/20 and 40/25: 0.5 + 0.99 x 1.1
+    "finish_time_fairness_max": 1.6,
+    "finish_time_fairness_p99_by_tenant": {"a": 0.5, "b": 1.6},
+    "finish_time_fairness_max_by_tenant": {"a": 0.5, "b": 1.6},
+    "afs_deviation_ratio": 0.25,
     "num_starved_tenants": 0,
 }
 
@@ -238,29 +243,7 @@ def test_a_finished_workflow_without_an_end_is_refused() -> None:
     odd = workflow("odd", 10)
     odd.finished_us = None
     with pytest.raises(ValueError, match="'odd' is finished with a TCT of None us"):
-        finished_tct_us(odd)
-
-
-positive = st.floats(min_value=1e-3, max_value=1e6)
-
-
-@given(st.lists(positive, min_size=1, max_size=20), positive)
-def test_jain_is_between_1_over_n_and_1_and_has_no_unit(values: list[float], unit: float) -> None:
-    index = jain_index(values)
-    assert index is not None
-    assert 1 / len(values) - 1e-9 <= index <= 1 + 1e-9
-    assert jain_index([unit * value for value in values]) == pytest.approx(index)
-
-
-@given(positive, st.integers(1, 10))
-def test_equal_values_are_perfectly_fair(value: float, count: int) -> None:
-    assert jain_index([value] * count) == pytest.approx(1)
-    assert max_min_ratio([value] * count) == 1
-
-
-def test_one_taking_everything_is_1_over_n() -> None:
-    assert jain_index([7, 0, 0, 0]) == 0.25
-    assert jain_index([]) is max_min_ratio([]) is None
+        _ = odd.finished_tct_us
 
 
 outcomes = st.sampled_from([Outcome.REJECTED, Outcome.TIMED_OUT, Outcome.UNFINISHED])

@@ -44,7 +44,11 @@ def test_all_four_forms_tell_the_same(full: Report, tmp_path: Path) -> None:
     ratio = f"{document['comparisons']['ref vs new']['speedup_geomean']:.2f}"
     assert f"new is {ratio} times as fast as ref" in printed(full)
     assert f"new is {ratio} times as fast as ref" in (tmp_path / "report.html").read_text("utf-8")
-    assert [path.name for path in paths] == ["tct.png", "kv.png", "seeds.png", "load.png"]
+    compared = ["tct.png", "kv.png", "seeds.png", "load.png"]
+    assert [path.name for path in paths] == [*compared, "classes.png", "shares.png", "leads.png"]
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert page.count("<img ") == len(paths)
+    assert "By tenant class" in page and "By tenant class" in printed(full)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     assert document["events_per_s"] == 2 * 3 * 40 * 20 / 2.0
     assert document["seeds"] == [1, 2, 3]

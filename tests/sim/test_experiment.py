@@ -9,6 +9,7 @@ from tests.sim.factory import chat, random_scripts, workflow
 
 from saga.core.actions import Action, Retain
 from saga.core.events import Event, RequestFinished
+from saga.report.metrics import summarise
 from saga.report.records import Outcome
 from saga.sim.experiment import GRAPHS, KNOBS, Experiment, ExperimentError, parse_knobs, run
 from saga.sim.plan import EngineLoss
@@ -55,6 +56,26 @@ def test_every_preset_plays_the_same_workflows_at_the_same_times() -> None:
     assert played["vllm"][0] != played["vllm"][1]
     assert [record.seed for record in runs["saga"]] == [1, 2]
     assert {record.preset for record in runs["saga"]} == {"saga"}
+
+
+def test_a_tenants_share_is_its_weight_over_those_that_have_workflows() -> None:
+    mix = experiment(workload="burstgpt-mix", tasks=12)
+    plan, _ = mix.plan(1)
+    present = {script.tenant for script in plan.scripts}
+    assert 1 < len(present) < len(mix.source.tenants)
+    total = sum(plan.weights[tenant] for tenant in present)
+    assert plan.share_us == [
+        mix.step_time.alone_us(script, plan.weights[script.tenant] / total)
+        for script in plan.scripts
+    ]
+    assert all(share > alone for share, alone in zip(plan.share_us, plan.alone_us, strict=True))
+
+
+def test_a_single_tenants_share_is_the_whole_engine() -> None:
+    (record,) = run(experiment(tasks=6), processes=1, quiet=True)["vllm"]
+    assert all(one.share_us == one.alone_us > 0 for one in record.workflows)
+    summary = summarise(record)
+    assert summary.finish_time_fairness_p99 == summary.slowdown_p99 is not None
 
 
 def test_neither_load_nor_preset_changes_the_bodies() -> None:

@@ -32,6 +32,7 @@ from saga.core.events import (
     SessionOpened,
     WorkflowSubmitted,
 )
+from saga.report.fairness import finish_time_fairness
 from saga.report.records import Outcome, WorkflowRecord
 from saga.sim.counts import Counts
 from saga.sim.hardware import ClusterSpec
@@ -88,6 +89,7 @@ SCRIPTS = [workflow(name, chat((40, 1))) for name in "abc"]
         (lambda: plan_of(SCRIPTS, agents=1, warmup=1.0), "warmup=1.0"),
         (lambda: plan_of(SCRIPTS, agents=1, client_timeout_us=0), "client_timeout_us=0"),
         (lambda: Plan(scripts=SCRIPTS, agents=1, alone_us=[1], expected_us=[1] * 3), "1 alone_us"),
+        (lambda: plan_of(SCRIPTS, agents=1, share_us=[1] * 4), "3 scripts, 4 share_us"),
         (lambda: EngineLoss(engine=-1, at=5), "engine -1"),
         (lambda: EngineLoss(engine=0, at=-5), "at -5 us"),
         (lambda: EngineLoss(engine=0, at=5, back=5), "is back at 5"),
@@ -156,7 +158,7 @@ def test_the_measured_window_is_from_the_first_measured_submission_to_the_last()
     assert [each.measured for each in record.workflows] == [False, True, True, True]
     assert record.finished_in_window == 2
     assert record.tokens.prompt == 80
-    assert len(record.ttft_us) == 3
+    assert len(record.ttft_us["default"]) == 3
     (usage,) = record.engines
     assert (usage.window_us, usage.busy_us) == (15_000, 2_800)
 
@@ -309,6 +311,53 @@ def test_the_wait_of_a_client_that_left_is_recorded() -> None:
     assert outcomes_of(played) == {Outcome.TIMED_OUT}
     assert records["a"].longest_wait_us == 0
     assert records["b"].longest_wait_us == 30_000
+
+
+def test_the_wait_for_admission_is_part_of_the_longest_wait() -> None:
+    """b does not fit beside a and is let in when a is over, after 42,000 + 9 x 1,010 us; c does not
+    fit beside b, and is not let in before b's client leaves, 10 us before its own does."""
+    scripts = [
+        workflow("a", chat((4_000, 10))),
+        workflow("b", chat((5_000, 900))),
+        workflow("c", chat((4_500, 1))),
+    ]
+    cluster = small_cluster(1, 6_000)
+    played = by_hand(
+        scripts, [0, 10, 20], preset="saga", cluster=cluster, client_timeout_us=400_000
+    )
+    sent = {
+        action.request.partition("/")[0]: event.at
+        for event, actions in played.log
+        for action in actions
+        if isinstance(action, Dispatch)
+    }
+    assert sent == {"a": 0, "b": 51_090, "c": 400_010}
+    records = records_of(played)
+    assert records["a"].longest_wait_us == 0
+    assert records["b"].longest_wait_us == 51_090 - 10
+    assert (records["c"].outcome, records["c"].longest_wait_us) == (Outcome.TIMED_OUT, 400_000)
+
+
+def test_the_wait_of_a_request_that_the_run_leaves_behind_is_recorded() -> None:
+    """b waits from 10 on for a's engine, which is lost at 20,000 and was the last."""
+    cluster = small_cluster(1, 100_000, max_num_seqs=1)
+    scripts = [workflow("a", chat((40, 100))), workflow("b", chat((40, 1)))]
+    loss = EngineLoss(engine=0, at=20_000)
+    played = by_hand(scripts, [0, 10], cluster=cluster, losses=[loss])
+    assert outcomes_of(played) == {Outcome.UNFINISHED}
+    assert records_of(played)["b"].longest_wait_us == played.simulation.now - 10 > 19_000
+
+
+def test_who_gets_exactly_its_share_finishes_as_in_a_slice_of_its_own() -> None:
+    """An engine of a third of the speed is a third of an engine, all the time."""
+    cluster = small_cluster(1, 100_000)
+    script = workflow("a", chat((40, 30), (500, 7), (90, 12), gap=40_000))
+    whole = plain_time(cluster, step_us=1_000, token_us=10)
+    third = plain_time(cluster, step_us=3_000, token_us=30)
+    plan = plan_of([script], [0], share_us=[whole.alone_us(script, 1 / 3)])
+    record = play(AFFINITY, plan, cluster, step_time=third).record.workflows[0]
+    assert finish_time_fairness(record) == pytest.approx(1, abs=1e-5)
+    assert record.share_us > whole.alone_us(script) + 2 * 40_000
 
 
 def test_a_client_that_leaves_makes_room() -> None:

@@ -271,6 +271,23 @@ def test_the_simulator_agrees() -> None:
     assert 0 <= simulated - alone <= 2 * len(steps)
 
 
+def test_half_an_engine_takes_twice_as_long_for_calls_and_no_longer_for_tools() -> None:
+    script = workflow(SessionScript(steps=(step(0, 1000, 10, gap_s=7), step(1010, 90, 10))))
+    calls = call_us(0, 1000, 10) + call_us(1008, 1100, 10)
+    assert STEP_TIME.alone_us(script, 0.5) == int(2 * calls + 7 * SECOND)
+
+
+def test_sub_agents_on_a_share_decide_when_they_take_longer_than_the_parent() -> None:
+    """The gap of 1 s covers the sub-agent on a whole engine, and not on a hundredth of one."""
+    root = SessionScript(steps=(step(0, 1000, 10, gap_s=1), step(1010, 90, 10)))
+    child = SessionScript(steps=(step(0, 500, 20),), parent=0, blocking=False)
+    first, second = call_us(0, 1000, 10), call_us(1008, 1100, 10)
+    assert STEP_TIME.alone_us(workflow(root, child)) == int(first + SECOND + second)
+    assert STEP_TIME.alone_us(workflow(root, child), 0.01) == int(
+        100 * first + max(SECOND + 100 * second, 100 * call_us(0, 500, 20))
+    )
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 400), st.integers(0, 30)), min_size=1)
 )

@@ -23,7 +23,7 @@ SCRIPT = workflow(
 
 def submitted(*, measured: bool = True) -> tuple[Recorder, WorkflowRecord]:
     recorder = Recorder()
-    recorder.submit(SCRIPT, 1_000, measured=measured, alone_us=70, expected_us=90)
+    recorder.submit(SCRIPT, 1_000, measured=measured, alone_us=70, expected_us=90, share_us=80)
     (record,) = recorder.workflows
     return recorder, record
 
@@ -48,6 +48,7 @@ def test_a_new_record_is_unfinished_and_knows_its_script() -> None:
     assert record.outcome is Outcome.UNFINISHED
     assert (record.tenant, record.tenant_class, record.agent_type) == ("acme", "heavy", "coder")
     assert (record.num_steps, record.alone_us, record.expected_us) == (2, 70, 90)
+    assert record.share_us == 80
     assert (record.submitted_us, record.finished_us, record.tct_us) == (1_000, None, None)
     assert recorder.live == {"w": record}
 
@@ -90,10 +91,10 @@ def test_first_tokens_are_those_of_all_requests_of_measured_workflows() -> None:
     recorder, _ = submitted()
     ask(recorder, 1_000)
     ask(recorder, 2_000, root=False)
-    assert list(recorder.ttft_us) == [500, 500]
+    assert {name: list(times) for name, times in recorder.ttft_us.items()} == {"heavy": [500, 500]}
     recorder, _ = submitted(measured=False)
     ask(recorder, 1_000)
-    assert list(recorder.ttft_us) == []
+    assert recorder.ttft_us == {}
 
 
 @pytest.mark.parametrize("outcome", [Outcome.REJECTED, Outcome.TIMED_OUT])

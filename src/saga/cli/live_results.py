@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saga.report.averages import geomean
 from saga.report.content import Table, number, percent
+from saga.report.drawing import png
 from saga.report.extras import sim_extra
-from saga.report.figures import png
-from saga.report.metrics import geomean
 from saga.report.style import LIGHT, Theme, preset_styles, styled
 
 with sim_extra():

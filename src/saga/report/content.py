@@ -67,6 +67,11 @@ def percent(fraction: float | None) -> str:
     return f"{100 * fraction:.1f}"
 
 
+def decimal(value: float | None, digits: int = 2) -> str:
+    """With so many digits behind the point: what is compared in a column."""
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
 def p_value(p: float | None) -> str:
     if p is None:
         return MISSING
@@ -76,9 +81,24 @@ def p_value(p: float | None) -> str:
 def speedup(comparison: Comparison) -> str:
     """Such as ``1.43 [1.13, 2.12]``; without the bracket where there is no interval."""
     if comparison.ci95 is None:
-        return _ratio(comparison.speedup_geomean)
+        return decimal(comparison.speedup_geomean)
     low, high = comparison.ci95
-    return f"{_ratio(comparison.speedup_geomean)} [{_ratio(low)}, {_ratio(high)}]"
+    return f"{decimal(comparison.speedup_geomean)} [{decimal(low)}, {decimal(high)}]"
+
+
+def summary_table(
+    summaries: Summaries, *, title: str, columns: Mapping[str, Callable[[Summary], str]], note: str
+) -> Table:
+    """One row for each preset."""
+    return Table(
+        title=title,
+        header=("preset", *columns),
+        rows=tuple(
+            (name, *(cell(summary) for cell in columns.values()))
+            for name, summary in summaries.items()
+        ),
+        note=note,
+    )
 
 
 def completion_table(summaries: Summaries, comparisons: Comparisons) -> Table:
@@ -106,7 +126,7 @@ def completion_table(summaries: Summaries, comparisons: Comparisons) -> Table:
 
 
 def outcome_table(summaries: Summaries) -> Table:
-    return _table(
+    return summary_table(
         summaries,
         title="How workflows ended, and what the scheduler did",
         columns={
@@ -124,7 +144,7 @@ def outcome_table(summaries: Summaries) -> Table:
 
 
 def service_table(summaries: Summaries) -> Table:
-    return _table(
+    return summary_table(
         summaries,
         title="Service",
         columns={
@@ -133,17 +153,14 @@ def service_table(summaries: Summaries) -> Table:
             "TTFT p99 s": lambda s: number(s.ttft_p99_s),
             "SLO %": lambda s: percent(s.slo_attainment),
             "≤2x alone %": lambda s: percent(s.slo_alone_2),
-            "Jain": lambda s: _ratio(s.fairness_jain, digits=3),
-            "max/min": lambda s: _ratio(s.fairness_max_min),
             "longest wait s": lambda s: number(s.longest_wait_s),
         },
-        note=f"SLO: finished with TCT ≤ {SLO_FACTOR} x expected; everything else is a miss. "
-        "Jain and max/min: slow-down across tenants.",
+        note=f"SLO: finished with TCT ≤ {SLO_FACTOR} x expected; everything else is a miss.",
     )
 
 
 def memory_table(summaries: Summaries) -> Table:
-    return _table(
+    return summary_table(
         summaries,
         title="KV memory (% of capacity x time) and prompt tokens (%)",
         columns={
@@ -169,25 +186,11 @@ def split_table(summaries: Summaries) -> Table:
 
     columns = {name: part(name) for name in PARTS}
     columns["TCT"] = lambda s: number(s.tct_mean_s)
-    return _table(
+    return summary_table(
         summaries,
         title="Where the time goes (mean s per finished workflow)",
         columns=columns,
         note="Parts of the root session's TCT. Regenerated: prefilling again.",
-    )
-
-
-def slo_class_table(summaries: Summaries) -> Table:
-    classes = sorted({name for summary in summaries.values() for name in summary.slo_by_class})
-
-    def attained(name: str) -> Callable[[Summary], str]:
-        return lambda s: percent(s.slo_by_class.get(name))
-
-    return _table(
-        summaries,
-        title="SLO attainment by tenant class (%)",
-        columns={name: attained(name) for name in classes},
-        note=f"Finished with TCT ≤ {SLO_FACTOR} x expected.",
     )
 
 
@@ -248,21 +251,13 @@ def load_tct(summaries: Sequence[Summary]) -> float | None:
 
 def result_tables(summaries: Summaries, comparisons: Comparisons) -> list[Table]:
     """The tables of one load, most asked for first."""
-    tables = [
+    return [
         completion_table(summaries, comparisons),
         outcome_table(summaries),
         service_table(summaries),
         memory_table(summaries),
         split_table(summaries),
     ]
-    if has_classes(summaries):
-        tables.insert(3, slo_class_table(summaries))
-    return tables
-
-
-def has_classes(summaries: Summaries) -> bool:
-    """Whether there is more than one tenant class to tell apart."""
-    return len({name for summary in summaries.values() for name in summary.slo_by_class}) > 1
 
 
 def headline(summaries: Summaries, comparisons: Comparisons) -> str:
@@ -330,11 +325,11 @@ def _best(comparisons: Comparisons) -> str | None:
 
 
 def _claim(reference: str, best: str, comparison: Comparison) -> str:
-    ratio = _ratio(comparison.speedup_geomean)
+    ratio = decimal(comparison.speedup_geomean)
     if comparison.ci95 is None:
         return f"{best} is {ratio} times as fast as {reference} (one seed: no confidence interval)."
     low, high = comparison.ci95
-    evidence = f"95 % CI {_ratio(low)} to {_ratio(high)} over {comparison.n_seeds} seeds"
+    evidence = f"95 % CI {decimal(low)} to {decimal(high)} over {comparison.n_seeds} seeds"
     if low > 1:
         return f"{best} is {ratio} times as fast as {reference} ({evidence})."
     if high < 1:
@@ -352,21 +347,3 @@ def _notes(comparisons: Comparisons) -> list[str]:
         f"{note}." if len(names) == len(comparisons) else f"{', '.join(names)}: {note}."
         for note, names in presets.items()
     ]
-
-
-def _ratio(value: float | None, digits: int = 2) -> str:
-    return MISSING if value is None else f"{value:.{digits}f}"
-
-
-def _table(
-    summaries: Summaries, *, title: str, columns: Mapping[str, Callable[[Summary], str]], note: str
-) -> Table:
-    return Table(
-        title=title,
-        header=("preset", *columns),
-        rows=tuple(
-            (name, *(cell(summary) for cell in columns.values()))
-            for name, summary in summaries.items()
-        ),
-        note=note,
-    )

@@ -6,13 +6,12 @@ pictures travel without their page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from io import BytesIO
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from saga.report.averages import Floats
 from saga.report.content import (
     Comparisons,
     LoadPoint,
@@ -22,44 +21,27 @@ from saga.report.content import (
     percent,
     speedup,
 )
+from saga.report.drawing import (
+    Picture,
+    label_ratios,
+    label_times,
+    legend_above,
+    listed,
+    picture,
+    put_title,
+)
 from saga.report.extras import sim_extra
-from saga.report.metrics import PARTS, Floats, finished_tct_us
+from saga.report.metrics import PARTS
 from saga.report.records import Outcome, RunRecord
 from saga.report.statistics import Comparison
-from saga.report.style import DARK, LIGHT, Theme, preset_styles, styled
+from saga.report.style import LIGHT, Theme, preset_styles, styled
 
 with sim_extra():
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter
 
 Runs = Mapping[str, Sequence[RunRecord]]
-Draw = Callable[[Theme], Figure]
-
-# Ticks of the log axes, most welcome first: each is drawn unless it crowds an earlier one.
-# fmt: off
-_TIME_TICKS = (
-    60, 3600, 600, 10, 1, 36_000, 0.1, 360_000, 300, 1800, 30, 120, 7200, 18_000, 3, 0.3, 108_000,
-    1200, 180, 900, 240, 10_800, 420, 2700, 90, 150, 5400, 14_400, 20, 45, 2, 5,
-)
-_RATIO_TICKS = (
-    1, 2, 0.5, 10, 0.1, 5, 0.2, 1.5, 3, 1.25, 0.8, 100, 0.01, 50, 0.02, 20, 0.05, 1.1, 0.9, 0.7,
-    7, 4, 2.5, 1.75, 0.6, 0.3, 1.05, 0.95, 1.02, 0.98,
-)
-# fmt: on
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """One figure as PNG for bright and for dark pages, with the words that replace it."""
-
-    name: str
-    """File name, such as ``tct.png``."""
-    alt: str
-    caption: str
-    light: bytes
-    dark: bytes
 
 
 def pictures(
@@ -88,7 +70,7 @@ def tct_figure(runs: Runs, summaries: Summaries, subject: str, theme: Theme = LI
     with styled(theme):
         figure = Figure(figsize=(10, max(4.0, 2.2 + 0.34 * len(runs))))
         left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
-        _title(figure, "How long agent tasks take", subject, theme)
+        put_title(figure, "How long agent tasks take", subject, theme)
         _draw_ecdf(left, runs, theme)
         _draw_split(right, summaries, theme)
         return figure
@@ -99,7 +81,7 @@ def kv_figure(summaries: Summaries, subject: str, theme: Theme = LIGHT) -> Figur
     with styled(theme):
         figure = Figure(figsize=(10, 1.75 + 0.36 * len(summaries)))
         axes = figure.subplots()
-        _title(figure, "What KV memory was used for", subject, theme)
+        put_title(figure, "What KV memory was used for", subject, theme)
         shown = {name: s for name, s in summaries.items() if s.kv_used is not None}
         parts = {
             "active": [s.kv_active or 0 for s in shown.values()],
@@ -115,7 +97,7 @@ def kv_figure(summaries: Summaries, subject: str, theme: Theme = LIGHT) -> Figur
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.0f} %"))
         axes.set_xlabel("share of capacity, averaged over the measured window and all engines")
-        _legend_above(axes, columns=5)
+        legend_above(axes, columns=5)
         return figure
 
 
@@ -127,7 +109,7 @@ def seeds_figure(
     with styled(theme):
         figure = Figure(figsize=(10, 1.6 + 0.52 * len(shown)))
         axes = figure.subplots()
-        _title(figure, f"Speed-up over {reference}, seed by seed", subject, theme)
+        put_title(figure, f"Speed-up over {reference}, seed by seed", subject, theme)
         styles = preset_styles([reference, *comparisons], theme)
         axes.axvline(1, color=theme.muted, lw=1.2)
         for row, (name, comparison) in enumerate(shown.items()):
@@ -147,27 +129,20 @@ def load_curve(points: Sequence[LoadPoint], subject: str, theme: Theme = LIGHT) 
     with styled(theme):
         figure = Figure(figsize=(10, 4.4))
         axes = figure.subplots()
-        _title(figure, "Task completion time against load", subject, theme)
+        put_title(figure, "Task completion time against load", subject, theme)
         for name in presets:
             _draw_load_line(axes, name, points, *styles[name], theme)
         axes.set_title("geometric mean over seeds, with the lowest and the highest seed")
         axes.set_xlabel("load")
         axes.set_yscale("log")
-        _label_times(axes.yaxis)
+        label_times(axes.yaxis)
         axes.legend(loc="upper left")
         return figure
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG whose bytes depend on nothing but its content."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
 def _tct_picture(runs: Runs, summaries: Summaries, subject: str) -> Picture:
-    means = _listed((name, f"{number(s.tct_mean_s)} s") for name, s in summaries.items())
-    return _picture(
+    means = listed((name, f"{number(s.tct_mean_s)} s") for name, s in summaries.items())
+    return picture(
         "tct.png",
         alt=f"Distribution of task completion time and its parts. Mean: {means}.",
         caption="Left: a curve further left and higher is better; where it ends below 100 %, the "
@@ -177,8 +152,8 @@ def _tct_picture(runs: Runs, summaries: Summaries, subject: str) -> Picture:
 
 
 def _kv_picture(summaries: Summaries, subject: str) -> Picture:
-    shares = _listed((name, f"{percent(s.kv_useful)} %") for name, s in summaries.items())
-    return _picture(
+    shares = listed((name, f"{percent(s.kv_useful)} %") for name, s in summaries.items())
+    return picture(
         "kv.png",
         alt=f"KV memory by use. Useful share of capacity: {shares}.",
         caption="Full memory is not the aim: only KV that is computed on, or hit later, helps.",
@@ -187,8 +162,8 @@ def _kv_picture(summaries: Summaries, subject: str) -> Picture:
 
 
 def _seeds_picture(comparisons: Comparisons, reference: str, subject: str) -> Picture:
-    ratios = _listed((name, speedup(comparison)) for name, comparison in comparisons.items())
-    return _picture(
+    ratios = listed((name, speedup(comparison)) for name, comparison in comparisons.items())
+    return picture(
         "seeds.png",
         alt=f"Speed-up over {reference} for every seed. Mean and 95 % interval: {ratios}.",
         caption="Every dot is one seed with the same workflows for both presets. "
@@ -199,22 +174,13 @@ def _seeds_picture(comparisons: Comparisons, reference: str, subject: str) -> Pi
 
 def _load_picture(points: Sequence[LoadPoint], subject: str) -> Picture:
     loads = ", ".join(f"{point.load:g}" for point in points)
-    return _picture(
+    return picture(
         "load.png",
         alt=f"Task completion time per preset at the loads {loads}; numbers in the load table.",
         caption="Bars span the seeds. Hollow: at least one workflow did not finish there, so the "
         "mean leaves it out.",
         draw=lambda theme: load_curve(points, subject, theme),
     )
-
-
-def _picture(name: str, *, alt: str, caption: str, draw: Draw) -> Picture:
-    light, dark = png(draw(LIGHT)), png(draw(DARK))
-    return Picture(name=name, alt=alt, caption=caption, light=light, dark=dark)
-
-
-def _listed(items: Iterable[tuple[str, str]]) -> str:
-    return "; ".join(f"{name} {text}" for name, text in items)
 
 
 def _draw_ecdf(axes: Axes, runs: Runs, theme: Theme) -> None:
@@ -224,7 +190,7 @@ def _draw_ecdf(axes: Axes, runs: Runs, theme: Theme) -> None:
             axes.step(times, shares, where="post", color=color, ls=dashes, label=name)
     axes.set_title("measured workflows done within …")
     axes.set_xscale("log")
-    _label_times(axes.xaxis)
+    label_times(axes.xaxis)
     axes.set_ylim(0, 1.01)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f} %"))
     axes.set_xlabel("task completion time")
@@ -235,7 +201,7 @@ def ecdf(runs: Sequence[RunRecord]) -> tuple[Floats, Floats]:
     """Sorted TCTs (s) and the share of *all* measured workflows done by then, pooled over seeds."""
     measured = [workflow for run in runs for workflow in run.workflows if workflow.measured]
     finished = [w for w in measured if w.outcome is Outcome.FINISHED]
-    times = np.sort(np.array([finished_tct_us(w) for w in finished], dtype=np.float64)) / 1e6
+    times = np.sort(np.array([w.finished_tct_us for w in finished], dtype=np.float64)) / 1e6
     return times, np.arange(1, times.size + 1) / max(1, len(measured))
 
 
@@ -252,7 +218,7 @@ def _draw_split(axes: Axes, summaries: Summaries, theme: Theme) -> None:
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 10 else f"{x:g}"))
     axes.set_xlabel("mean seconds per finished workflow")
-    _legend_above(axes, columns=3)
+    legend_above(axes, columns=3)
 
 
 def _draw_stack(
@@ -313,26 +279,6 @@ def _draw_load_line(
     axes.plot(loads, means, color=color, ls=dashes, label=name)
 
 
-def _title(figure: Figure, title: str, subject: str, theme: Theme) -> None:
-    """Two lines at the top left, in a strip of fixed height that the axes stay out of."""
-    height = figure.get_figheight()
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.58 / height))
-    figure.text(0.005, 1 - 0.27 / height, title, size=12.5, weight="bold", color=theme.ink)
-    figure.text(0.005, 1 - 0.47 / height, subject, size=8.5, color=theme.muted)
-
-
-def _legend_above(axes: Axes, columns: int) -> None:
-    axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
-        ncols=columns,
-        handlelength=1.1,
-        handleheight=0.9,
-        columnspacing=1.4,
-        fontsize=8,
-    )
-
-
 def _all_ratios(comparisons: Comparisons) -> list[float]:
     return [
         ratio
@@ -348,31 +294,4 @@ def _all_ratios(comparisons: Comparisons) -> list[float]:
 def _ratio_axis(axes: Axes, ratios: Sequence[float]) -> None:
     axes.set_xscale("log")
     axes.set_xlim(min(ratios) / 1.03, max(ratios) * 1.03)
-    axes.xaxis.set_major_locator(FixedLocator(_uncrowded(_RATIO_TICKS, *axes.get_xlim(), 16)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
-
-
-def _label_times(axis: Axis) -> None:
-    """Labels a log axis of seconds the way a person says them: 30 s, 5 min, 2 h."""
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(FixedLocator(_uncrowded(_TIME_TICKS, low, high, 9)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(seconds)))
-
-
-def _uncrowded(ticks: Sequence[float], low: float, high: float, at_most: int) -> list[float]:
-    """Those of the ticks in low..high that are 1/at_most of the log axis away from earlier ones."""
-    apart = np.log(high / low) / at_most
-    kept: list[float] = []
-    for tick in ticks:
-        if low <= tick <= high and all(abs(np.log(tick / other)) >= apart for other in kept):
-            kept.append(tick)
-    return sorted(kept)
-
-
-def clock(seconds: float) -> str:
-    """Such as 30 s, 5 min, 2 h."""
-    if seconds < 60:
-        return f"{seconds:g} s"
-    return f"{seconds / 60:g} min" if seconds < 3600 else f"{seconds / 3600:g} h"
+    label_ratios(axes.xaxis)

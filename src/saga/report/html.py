@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import saga
 from saga.report.content import KeyFigure, Table
+from saga.report.drawing import Picture
 from saga.report.extras import sim_extra
-from saga.report.figures import Picture
 
 with sim_extra():
     from jinja2 import Environment, PackageLoader, StrictUndefined

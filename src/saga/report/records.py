@@ -40,6 +40,8 @@ class WorkflowRecord:
     """TCT of the same workflow alone on one idle engine, tools included (step-time model)."""
     expected_us: int
     """TCT with all its KV kept, at the fluid model's batch size for load 0.8: the SLO's base."""
+    share_us: int = 0
+    """TCT alone, with no more of an engine than the tenant's share; 0: not known."""
     queue_us: int = 0
     prefill_us: int = 0
     regenerated_us: int = 0
@@ -49,11 +51,25 @@ class WorkflowRecord:
     subagents_us: int = 0
     """Time in which the root session waited for its sub-agents, or they outlived it."""
     longest_wait_us: int = 0
-    """Longest time any of its requests waited from arrival to start."""
+    """Longest time any of its requests waited from arrival to its first start, or to its end if it
+    never started; the wait for admission is part of it."""
 
     @property
     def tct_us(self) -> int | None:
         return None if self.finished_us is None else self.finished_us - self.submitted_us
+
+    @property
+    def finished_tct_us(self) -> int:
+        """TCT of a finished workflow, always positive.
+
+        Raises ValueError when there is none: every statistic on ratios would be meaningless.
+        """
+        tct_us = self.tct_us
+        if tct_us is None or tct_us <= 0:
+            raise ValueError(
+                f"workflow {self.id!r} is finished with a TCT of {tct_us} us; it must be positive"
+            )
+        return tct_us
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,6 +112,30 @@ class TokenCounts:
 
 
 @dataclass(slots=True, kw_only=True)
+class TenantSeries:
+    """One tenant at the times of its ``TimeSeries``."""
+
+    service_us: array[int] = field(default_factory=lambda: array("q"))
+    """GPU time so far, at the engines' usual times per token, of finished requests."""
+    committed_tokens: array[int] = field(default_factory=lambda: array("q"))
+    """KV that its unfinished sessions occupy or are expected to."""
+    num_waiting: array[int] = field(default_factory=lambda: array("q"))
+    """Requests that have arrived and not started."""
+    lead_us: array[float] = field(default_factory=lambda: array("d"))
+    """How far it is ahead in the queue for admission: what it was charged over its share."""
+    entitlement: array[float] = field(default_factory=lambda: array("d"))
+    """Its part of the weights of the tenants that have unfinished workflows; 0 without any."""
+
+
+@dataclass(slots=True, kw_only=True)
+class TimeSeries:
+    """What the tenants had, time after time; at most ``sim.sampler.MOST_SAMPLES`` of each."""
+
+    at_us: array[int] = field(default_factory=lambda: array("q"))
+    tenants: dict[str, TenantSeries] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
 class RunRecord:
     """One preset on one workload with one seed."""
 
@@ -104,8 +144,8 @@ class RunRecord:
     workflows: list[WorkflowRecord]
     engines: list[EngineUsage]
     tokens: TokenCounts
-    ttft_us: array[int] = field(default_factory=lambda: array("q"))
-    """Arrival to first token, one per finished request of a measured workflow."""
+    ttft_us: dict[str, array[int]] = field(default_factory=dict)
+    """By tenant class: arrival to first token, one per finished request of a measured workflow."""
     start_us: int = 0
     """Start of the measured window (end of warm-up)."""
     end_us: int = 0
@@ -121,6 +161,10 @@ class RunRecord:
     num_prefetches: int = 0
     regenerated_gpu_us: int = 0
     """Engine time spent on regenerated tokens in the measured window."""
+    deviation: float | None = None
+    """The largest deviation of a tenant's service from its share, in any queue, over the proved
+    bound; None without fair queues."""
+    series: TimeSeries = field(default_factory=TimeSeries)
     num_events: int = 0
     num_excluded: int = 0
     """Workflows left out because a session is longer than an engine's KV."""

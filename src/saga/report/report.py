@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from saga.report import content, jsonfile
 from saga.report.content import LoadPoint
+from saga.report.fairness_content import fairness_tables
 from saga.report.metrics import Summary, aggregate
 from saga.report.records import RunRecord
 from saga.report.statistics import Comparison, compare
@@ -17,7 +18,7 @@ from saga.report.statistics import Comparison, compare
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from saga.report.figures import Picture
+    from saga.report.drawing import Picture
     from saga.report.html import Section
 
 
@@ -72,9 +73,10 @@ class Report:
 
     @cached_property
     def pictures(self) -> list[Picture]:
+        from saga.report.fairness_figures import fairness_pictures
         from saga.report.figures import pictures
 
-        return pictures(
+        found = pictures(
             self.runs,
             self.summaries,
             self.comparisons,
@@ -82,12 +84,14 @@ class Report:
             self.load_points or (),
             sweep_subject=self._setting,
         )
+        return found + fairness_pictures(self.runs, self.summaries, self.subject)
 
     def tables(self, console: Console) -> None:
         """Prints the results to a terminal."""
         from saga.report.tables import print_tables
 
         tables = content.result_tables(self.summaries, self.comparisons)
+        tables += fairness_tables(self.summaries)
         if self.load_points:
             tables.append(content.load_table(self.load_points))
         console.print(self.title, style="bold", markup=False, highlight=False)
@@ -139,12 +143,10 @@ class Report:
     def _sections(self) -> list[Section]:
         from saga.report.html import Section
 
+        fairness = ("classes.png", "shares.png", "leads.png")
         drawn = {picture.name: [picture] for picture in self.pictures}
         reference = next(iter(self.summaries), "")
         summaries, comparisons = self.summaries, self.comparisons
-        service = [content.service_table(summaries)]
-        if content.has_classes(summaries):
-            service.append(content.slo_class_table(summaries))
         return [
             Section(
                 title="Task completion time",
@@ -164,7 +166,12 @@ class Report:
                 pictures=drawn.get("load.png", ()),
                 tables=[content.load_table(self.load_points)] if self.load_points else (),
             ),
-            Section(title="Service and fairness", tables=service),
+            Section(title="Service", tables=[content.service_table(summaries)]),
+            Section(
+                title="Fairness",
+                pictures=[one for name in fairness for one in drawn.get(name, ())],
+                tables=fairness_tables(summaries),
+            ),
             Section(
                 title="Memory and time",
                 pictures=drawn.get("kv.png", ()),

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from saga.report.averages import Floats
 from saga.report.extras import sim_extra
-from saga.report.metrics import Floats, finished_tct_us
 from saga.report.records import Outcome, RunRecord, WorkflowRecord
 
 CONFIDENCE = 0.95
@@ -174,7 +174,7 @@ def _compare_seed(reference: RunRecord, other: RunRecord) -> SeedComparison:
     # Sorted: a sum of floats in a set's order would differ from process to process.
     paired = sorted(finished_ours & finished_theirs)
     logs = np.array(
-        [np.log(finished_tct_us(ours[i]) / finished_tct_us(theirs[i])) for i in paired],
+        [np.log(ours[i].finished_tct_us / theirs[i].finished_tct_us) for i in paired],
         dtype=np.float64,
     )
     return SeedComparison(

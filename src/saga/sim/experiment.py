@@ -257,6 +257,7 @@ class Experiment:
         slo_point = operating_point(SLO_LOAD, self.mix)
         timeout = self.knobs.get("client_timeout_s")
         declared = {} if self.graphs == "learned" else self.source.declared_mean_steps
+        shares = self._shares(scripts)
         plan = Plan(
             scripts=scripts,
             arrivals=self._arrivals(len(scripts), seed),
@@ -264,6 +265,7 @@ class Experiment:
             stagger_us=int(self.saturation.tct_s * 1e6),
             alone_us=[self.step_time.alone_us(script) for script in scripts],
             expected_us=[expected_us(script, slo_point, self.step_time) for script in scripts],
+            share_us=[self.step_time.alone_us(script, shares[script.tenant]) for script in scripts],
             warmup=self.knobs.get("warmup", 0.15),
             declared_steps=declared or {},
             weights={tenant.name: tenant.weight for tenant in self.source.tenants},
@@ -271,6 +273,13 @@ class Experiment:
             losses=self.knobs.get("lose_engine", ()),
         )
         return plan, len(generated) - len(scripts)
+
+    def _shares(self, scripts: Sequence[WorkflowScript]) -> dict[str, float]:
+        """What each tenant is entitled to while all of them that have workflows use it."""
+        weights = {tenant.name: tenant.weight for tenant in self.source.tenants}
+        present = {script.tenant: weights.get(script.tenant, 1.0) for script in scripts}
+        total = sum(present.values())
+        return {tenant: weight / total for tenant, weight in present.items()}
 
     def _arrivals(self, num: int, seed: int) -> list[int] | None:
         rate = self.rate_per_s

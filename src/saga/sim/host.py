@@ -27,6 +27,7 @@ from saga.sim.latency import StepTime
 from saga.sim.lineage import Content, Lineage, Span, reusable_tokens
 from saga.sim.plan import EngineLoss, Plan
 from saga.sim.recorder import Recorder
+from saga.sim.sampler import Sampler, spacing_us
 from saga.traces.script import SessionScript, StepScript, WorkflowScript
 
 
@@ -116,6 +117,8 @@ class Simulation:
         self.now = 0
         self.scheduler = Scheduler(policies, graphs=graphs, check=check)
         self.recorder = Recorder()
+        tenants = {script.tenant for script in plan.scripts}
+        self.sampler = Sampler(self.scheduler, tenants, spacing_us(plan))
         self.engines: dict[str, EngineModel] = {}
         self.num_events = 0
         self.num_moves = 0
@@ -151,6 +154,8 @@ class Simulation:
         """Start and, once known, end of the measured window."""
         self._usage: list[EngineUsage] = []
         self._counts = Counts()
+        self._deviation = 0.0
+        """Of queues that went with their engines."""
         self._finished_in_window = 0
 
     # ---- the loop
@@ -165,6 +170,8 @@ class Simulation:
         self._schedule_arrivals()
         while self._heap:
             at, _, _, _, call = heapq.heappop(self._heap)
+            if self.sampler.next_us <= at:
+                self.sampler.take(at)
             self.now = at
             self.num_events += 1
             call()
@@ -261,6 +268,7 @@ class Simulation:
         if self._window[1] is None:
             self._usage.append(self._engine_usage(lost))
         self._planned.pop(name, None)
+        self._deviation = max(self._deviation, self.scheduler.deviation)
         self._tell(ev.EngineDown(at=self.now, engine=name))
 
     def _moment(self, engine: str, moment: Moment, job: Job) -> None:
@@ -326,6 +334,7 @@ class Simulation:
             measured=number >= self._num_warmup,
             alone_us=self.plan.alone_us[number],
             expected_us=self.plan.expected_us[number],
+            share_us=0 if self.plan.share_us is None else self.plan.share_us[number],
         )
         self._tell(
             ev.WorkflowSubmitted(
@@ -502,11 +511,10 @@ class Simulation:
         for session in list(workflow.sessions.values()):
             if session.id in self._sessions:
                 if session.call is not None:
-                    started = session.call.started
-                    waited_until = self.now if started is None else started
-                    self.recorder.waited(workflow.script.id, waited_until - session.call.arrived)
+                    self._note_wait(session.call)
                     self._calls.pop(session.call.id, None)
                 self._forget(session)
+        self.sampler.ends(workflow.script.id)
         self._tell(ev.WorkflowDone(at=self.now, workflow=workflow.script.id))
         self.recorder.end(workflow.script.id, self.now, outcome, workflow.root_ended)
         self._ended += 1
@@ -514,6 +522,11 @@ class Simulation:
             self._finished_in_window += self._window[1] is None
         if self.plan.agents is not None:
             self._at(self.now, Rank.CLIENT, self._submit_next)
+
+    def _note_wait(self, call: _Call) -> None:
+        """It will not finish; how long it waited counts all the same."""
+        waited_until = self.now if call.started is None else call.started
+        self.recorder.waited(call.session.workflow.script.id, waited_until - call.arrived)
 
     def _time_out(self, call: _Call) -> None:
         if self._calls.get(call.id) is call:
@@ -654,7 +667,9 @@ class Simulation:
     def _record(self, wall_s: float) -> RunRecord:
         if self._window[1] is None:
             self._end_window()
-        counts = self._counts
+        for call in self._calls.values():
+            self._note_wait(call)
+        counts, fair = self._counts, self.policies.fairness is not None
         return RunRecord(
             preset=self.preset,
             seed=self.seed,
@@ -672,6 +687,8 @@ class Simulation:
             num_preemptions=counts.num_preemptions,
             num_prefetches=self.num_prefetches,
             regenerated_gpu_us=counts.regenerated_ps // 1_000_000,
+            deviation=max(self._deviation, self.scheduler.deviation) if fair else None,
+            series=self.sampler.finish(self.now),
             num_events=self.num_events,
             wall_s=wall_s,
         )

@@ -116,12 +116,16 @@ class StepTime:
             total += self.step_ps(size, 1, 0, size * position + size * size // 2)
         return total
 
-    def alone_us(self, workflow: WorkflowScript) -> int:
+    def alone_us(self, workflow: WorkflowScript, share: float = 1.0) -> int:
         """TCT of the workflow alone on one idle engine that begins empty and keeps all its KV.
 
-        Tools included. Sub-agents run beside their parent, each step as if at batch 1.
+        Tools included. Sub-agents run beside their parent, each step as if at batch 1. On a
+        ``share`` of the engine, 0 to 1, LLM calls take 1 / share times as long; tools do not.
         """
-        return end_us(timeline(workflow, alone_ps(workflow, self)))
+        llm_ps = alone_ps(workflow, self)
+        if share < 1.0:
+            llm_ps = [[round(duration / share) for duration in steps] for steps in llm_ps]
+        return end_us(timeline(workflow, llm_ps))
 
     def _remember(self, num_tokens: int, num_seqs: int) -> int:
         if num_tokens < 1 or num_seqs < 1:

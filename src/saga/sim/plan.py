@@ -37,6 +37,9 @@ class Plan:
     """Closed loop: the first workflows start within this time."""
     alone_us: Sequence[int]
     expected_us: Sequence[int]
+    share_us: Sequence[int] | None = None
+    """Alone, with no more of an engine than the tenant's share (docs/metrics.md); None: not
+    known."""
     warmup: float = 0.15
     """Share of the workflows, the first ones, that is not measured."""
     declared_steps: Mapping[str, float] = field(default_factory=dict)
@@ -54,7 +57,7 @@ class Plan:
             raise ValueError(f"agents={self.agents}: must be at least 1")
         if self.stagger_us < 0:
             raise ValueError(f"stagger_us={self.stagger_us}: must be at least 0")
-        for what in ("arrivals", "alone_us", "expected_us"):
+        for what in ("arrivals", "alone_us", "expected_us", "share_us"):
             values = getattr(self, what)
             if values is not None and len(values) != len(self.scripts):
                 raise ValueError(f"{len(self.scripts)} scripts, {len(values)} {what}")

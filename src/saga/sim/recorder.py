@@ -13,11 +13,19 @@ class Recorder:
 
     def __init__(self) -> None:
         self.workflows: list[WorkflowRecord] = []
-        self.ttft_us: array[int] = array("q")
+        self.ttft_us: dict[str, array[int]] = {}
+        """By tenant class."""
         self.live: dict[str, WorkflowRecord] = {}
 
     def submit(
-        self, script: WorkflowScript, now: int, *, measured: bool, alone_us: int, expected_us: int
+        self,
+        script: WorkflowScript,
+        now: int,
+        *,
+        measured: bool,
+        alone_us: int,
+        expected_us: int,
+        share_us: int = 0,
     ) -> None:
         record = WorkflowRecord(
             id=script.id,
@@ -31,6 +39,7 @@ class Recorder:
             num_steps=script.num_steps,
             alone_us=alone_us,
             expected_us=expected_us,
+            share_us=share_us,
         )
         self.workflows.append(record)
         self.live[script.id] = record
@@ -50,7 +59,8 @@ class Recorder:
         record = self.live[workflow]
         self.waited(workflow, started - arrived)
         if record.measured:
-            self.ttft_us.append(first_token - arrived)
+            of_class = self.ttft_us.setdefault(record.tenant_class, array("q"))
+            of_class.append(first_token - arrived)
         if not root:
             return
         regenerated = round((first_token - started) * regenerated_share)
