@@ -20,6 +20,12 @@ PRESETS = (
     "vllm+fairness=agent_fair_share_paper",
     "vllm+fairness=agent_fair_share_paper+max_waiting_per_engine=1",
     "batch_optimal+stealing=random_stealing+max_waiting_per_engine=1",
+    "vtc",
+    "dlpm+fairness.quantum=700+admission=working_set",
+    "justitia",
+    "plas+ordering.first_s=0.1+ordering.beta=2",
+    "llmd_las+fairness=agent_fair_share",
+    "edf+max_waiting_per_engine=1",
 )
 
 

@@ -1,6 +1,5 @@
 """What is charged to whom: fair shares between tenants that wait, debts, and a refresh's cost."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -10,41 +9,42 @@ from tests.core.test_queues import limit, make_request
 
 from saga.config import load_preset
 from saga.core import events as ev
-from saga.core.fairness import REFRESH_PER_EVENT, ServiceLedger
-from saga.core.model import ClusterState, Tenant, Workflow
-from saga.core.policy import ClusterView, RequestView, TenantView, WorkflowView
+from saga.core.fairness import REFRESH_PER_EVENT, ServiceLedger, WeightedShares
+from saga.core.model import ClusterState, Engine, Request, Tenant, Workflow
+from saga.core.policy import ClusterView, WorkflowView
 from saga.core.queues import FairQueue, Lane
 from saga.core.view import View
 from saga.testing import FakeCluster
 
 EPOCH_US = 100_000
-COST = st.integers(1, 1_000).map(float)
+COST = st.integers(1, 1_000)
 SHARE = st.sampled_from([0.25, 1.0, 2.0, 7.0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weighted:
+class Weighted(WeightedShares):
     """Which tenant? The one furthest behind its weight. Notes down whom it was asked about."""
 
     asked: list[str] = field(default_factory=list)
-
-    def limit(self, least: float) -> float:
-        return least
-
-    def start_limit(self, least: float) -> float:
-        return least
 
     def urgency(self, workflow: WorkflowView, cluster: ClusterView) -> float:
         self.asked.append(workflow.id)
         return 1.0 + cluster.now % 7
 
-    def share(self, tenant: TenantView, urgency: float) -> float:
-        return tenant.weight
 
-    def preempt(
-        self, head: RequestView, running: Sequence[RequestView], cluster: ClusterView
-    ) -> RequestView | None:
-        return None
+UNIT = Engine(
+    id="e",
+    kv_capacity_tokens=1_000,
+    max_num_seqs=1,
+    prefill_us_per_token=1.0,
+    decode_us_per_token=0.0,
+)
+"""Here a request costs its uncached tokens."""
+
+
+def finish(ledger: ServiceLedger, request: Request, cost: int, queue: FairQueue) -> None:
+    request.prompt_tokens = cost
+    ledger.finish(request, 0, UNIT, queue)
 
 
 class Race:
@@ -68,13 +68,13 @@ class Race:
         self.tenants[who].num_queued += 1
         self.queue.push(request, 0.0)
 
-    def serve(self, forecast: float, real: float) -> int:
+    def serve(self, forecast: int, real: int) -> int:
         request = self.queue.peek()
         assert request is not None
         tenant = request.session.workflow.tenant
         who = self.tenants.index(tenant)
-        self.ledger.charge(request, forecast, self.queue)
-        self.ledger.settle(request, real, self.queue)
+        self.ledger.charge(request, forecast, UNIT, self.queue)
+        finish(self.ledger, request, real, self.queue)
         self.normal[who] += real / tenant.share
         self.largest[who] = max(self.largest[who], max(forecast, real) / tenant.share)
         return who
@@ -93,7 +93,7 @@ COSTS = st.lists(st.tuples(COST, COST), min_size=1, max_size=60)
 
 @given(SHARE, SHARE, COSTS)
 def test_law_11_fair_share_between_backlogged_tenants(
-    first: float, second: float, costs: list[tuple[float, float]]
+    first: float, second: float, costs: list[tuple[int, int]]
 ) -> None:
     """Over any interval |W_i / s_i - W_j / s_j| <= max charge_i / s_i + max charge_j / s_j."""
     race = Race((first, second))
@@ -107,7 +107,7 @@ def test_law_11_fair_share_between_backlogged_tenants(
 
 @given(SHARE, SHARE, COSTS)
 def test_wrong_forecasts_do_not_add_up(
-    first: float, second: float, costs: list[tuple[float, float]]
+    first: float, second: float, costs: list[tuple[int, int]]
 ) -> None:
     """From the common start the bound holds for what requests really took, too."""
     race = Race((first, second))
@@ -116,16 +116,14 @@ def test_wrong_forecasts_do_not_add_up(
         assert abs(race.deviation) <= race.bound
         for tenant in race.tenants:
             lane = race.queue.lanes[tenant.id]
-            assert (lane.virtual_time - lane.credit) * tenant.share == pytest.approx(
-                tenant.service_us
-            )
+            assert (lane.virtual_time - lane.credit) * tenant.share == pytest.approx(tenant.service)
 
 
 def test_shares_by_hand() -> None:
     race = Race((3.0, 1.0))
     served = []
     for _ in range(40):
-        served.append(race.serve(10.0, 10.0))
+        served.append(race.serve(10, 10))
         race.join(served[-1])
     assert served.count(0) == 30
 
@@ -136,13 +134,13 @@ def test_a_request_queued_again_costs_nothing() -> None:
     request = make_request("r", tenant)
     tenant.num_queued += 1
     queue.push(request, 0.0)
-    ledger.charge(request, 100.0, queue)
-    assert (tenant.service_us, tenant.num_queued) == (100.0, 0)
+    ledger.charge(request, 100, UNIT, queue)
+    assert (tenant.service, tenant.num_queued) == (100.0, 0)
     ledger.settle(request, 0.0, queue)
-    assert (tenant.service_us, queue.lanes["t"].credit) == (0.0, 100.0)
+    assert (tenant.service, queue.lanes["t"].credit) == (0.0, 100.0)
     queue.push(request, 0.0)
-    ledger.charge(request, 100.0, queue)
-    assert (tenant.service_us, queue.lanes["t"].virtual_time) == (100.0, 100.0)
+    ledger.charge(request, 100, UNIT, queue)
+    assert (tenant.service, queue.lanes["t"].virtual_time) == (100.0, 100.0)
 
 
 class Gate:
@@ -299,14 +297,14 @@ def test_law_11_in_the_scheduler(steps: list[tuple[int, int]], weight: float) ->
         (running,) = cluster.engines["engine-0"].running
         request = state.requests[running]
         name, session = request.session.workflow.tenant.id, request.session.id
-        forecast = request.charged_us
+        forecast = request.charged
         cluster.finish(running, output_tokens)
-        largest[name] = max(largest[name], forecast, request.charged_us)
+        largest[name] = max(largest[name], forecast, request.charged)
         cluster.ask(session, prompt_tokens)
         (now_running,) = state.engines["engine-0"].requests.values()
         name = now_running.session.workflow.tenant.id
-        largest[name] = max(largest[name], now_running.charged_us)
-        normal = {name: state.tenants[name].service_us / weights[name] for name in weights}
+        largest[name] = max(largest[name], now_running.charged)
+        normal = {name: state.tenants[name].service / weights[name] for name in weights}
         bound = sum(largest[name] / weights[name] for name in weights)
         assert abs(normal["light"] - normal["heavy"]) <= bound * (1 + 1e-9)
 

@@ -11,6 +11,7 @@ from saga.core import events as ev
 from saga.core.cache import CacheView, KVEntry
 from saga.core.loads import MEASURES
 from saga.core.model import RequestState
+from saga.core.policy import ChoosingPolicy, ScoringPolicy
 from saga.testing import FakeCluster, snapshot
 
 SECOND = 1_000_000
@@ -79,16 +80,28 @@ def questions(info: PolicyInfo, policy: Any, cluster: FakeCluster) -> list[Quest
                 *((policy.growth_tokens, (session, 1_000, view)) for session in sessions),
                 *((policy.absence_us, (session, view)) for session in sessions),
             ]
-        case "ordering" | "routing":
+        case "routing":
             return [(ask, (request, view)) for request in requests]
+        case "ordering":
+            asked: list[Question] = [(ask, (request, view)) for request in requests]
+            if isinstance(policy, ChoosingPolicy):
+                asked.append((policy.choose, (requests, view)))
+            if isinstance(policy, ScoringPolicy):
+                asked += [(policy.first_score, (request, view)) for request in requests]
+                asked += [(policy.next_score, (request, 100, view)) for request in requests]
+            return asked
         case "retention" | "offload" | "prefetch":
             at_home = [s for s in state.sessions.values() if s.home is not None]
             return [(ask, (session, view)) for session in at_home]
         case "fairness":
+            limits, engine = (policy.limit, policy.start_limit), view.engines[0]
             return [
                 *((ask, (workflow, view)) for workflow in state.workflows.values()),
                 *((policy.share, (tenant, tenant.urgency)) for tenant in state.tenants.values()),
                 *((policy.preempt, (request, running, view)) for request in requests),
+                *((limit, (least,)) for limit in limits for least in (0.0, 1e7)),
+                *((policy.forecast_cost, (request, 500, engine)) for request in requests),
+                *((policy.final_cost, (request, 500, 100, engine)) for request in requests),
             ]
         case "stealing":
             return [(ask, (view,))]
@@ -140,10 +153,10 @@ def test_a_snapshot_sees_every_change() -> None:
     assert snapshot(cluster.scheduler) == before
     state, view = cluster.scheduler.state, cluster.scheduler.view
     changes: list[tuple[Any, str]] = [
-        (next(iter(state.requests.values())), "charged_us"),
+        (next(iter(state.requests.values())), "charged"),
         (next(iter(state.sessions.values())), "resident_tokens"),
         (next(iter(state.workflows.values())), "gap_us"),
-        (next(iter(state.tenants.values())), "service_us"),
+        (next(iter(state.tenants.values())), "service"),
         (next(iter(state.engines.values())), "num_running"),
         (view.graphs["coder"], "num_sessions"),
         (cluster.scheduler.unadmitted, "virtual_time"),

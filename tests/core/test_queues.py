@@ -86,7 +86,7 @@ class Play:
     def play(self, turns: list[Turn]) -> None:
         for turn in turns:
             if turn.what == "push":
-                self.push(make_request(f"r{self.number}", self.tenants[turn.tenant]), turn.key)
+                self.push(self.new_request(turn), turn.key)
             elif turn.what == "again" and self.gone:
                 self.push(self.gone.pop(turn.pick % len(self.gone)), turn.key)
             elif turn.what == "remove" and self.waiting:
@@ -99,6 +99,15 @@ class Play:
             elif turn.what in ("settle", "correct"):
                 self.change(turn)
             self.compare()
+
+    def new_request(self, turn: Turn) -> Request:
+        """Some are of the workflow of one that waits or waited."""
+        request = make_request(f"r{self.number}", self.tenants[turn.tenant])
+        before = [other for _, _, other in self.waiting] + self.gone
+        own = [other for other in before if other.session.workflow.tenant.id == turn.tenant]
+        if own and turn.pick % 2:
+            request.session = own[turn.pick % len(own)].session
+        return request
 
     def push(self, request: Request, key: float) -> None:
         self.number += 1
@@ -174,6 +183,11 @@ class Play:
         assert found == [request for _, _, request in sorted(heads, key=lambda item: item[:2])]
         assert queue.peek() is (found[0] if found else None)
         assert queue.first(1) == found[:1]
+        firsts: dict[str, Request] = {}
+        for _, _, request in sorted(self.waiting, key=lambda item: item[:2]):
+            if times[self.name(request)] <= most:
+                firsts.setdefault(request.session.workflow.id, request)
+        assert queue.heads() == list(firsts.values())
         for name, naive in self.naive.items():
             lane = queue.lanes[name]
             assert (lane.virtual_time, lane.credit) == (naive.time, naive.credit)
@@ -307,3 +321,18 @@ def test_an_empty_queue_holds_nothing() -> None:
         queue.remove(request)
     assert not any(vars(queue)[name] for name in ("lanes", "members", "_times", "_held"))
     assert not (queue._offers or queue._ahead)
+
+
+def test_the_widest_window_counts_where_it_changes() -> None:
+    """Rounds of 10: a is at 11 when it begins to wait again, and waits while b is given 9; then 1
+    is left of the round."""
+    queue = FairQueue(lambda least: (least // 10.0 + 1.0) * 10.0)
+    for name, num, key in (("a", 11, 0.0), ("b", 20, 1.0)):
+        for number in range(num):
+            queue.push(make_request(f"{name}{number}", Tenant(id=name)), key)
+    assert {pop(queue, 1.0).id[0] for _ in range(11)} == {"a"}
+    queue.push(make_request("again", Tenant(id="a")), 0.0)
+    assert {pop(queue, 1.0).id[0] for _ in range(9)} == {"b"}
+    assert queue.deviation <= 1.0
+    queue.settle("a", 0.0, 0.0)
+    assert queue.deviation <= 1.0

@@ -209,7 +209,7 @@ def test_a_lost_engine_loses_no_request() -> None:
     assert session(cluster, "a").resident_tokens == 0
     assert session(cluster, "a").state is SessionState.WAITING
     assert tenant.num_queued == 4
-    assert tenant.service_us == 1_000 * 250 + 100 * 2_500, "only the finished one is charged"
+    assert tenant.service == 1_000 * 250 + 100 * 2_500, "only the finished one is charged"
     actions = cluster.engine_up("engine-1", max_num_seqs=8)
     order = [request for request, _ in dispatched(actions)]
     assert order == requests, "in order of arrival"
@@ -313,7 +313,7 @@ def test_a_failed_request_ends_or_is_sent_again() -> None:
     assert not only(actions, act.Cancel), "the engine knows"
     assert cluster.scheduler.state.num_ended == {RequestState.FAILED: 1}
     assert session(cluster, "s").state is SessionState.ACTING
-    assert cluster.scheduler.state.tenants["tenant"].service_us == 0
+    assert cluster.scheduler.state.tenants["tenant"].service == 0
 
 
 def test_only_a_request_on_an_engine_can_fail_start_or_finish() -> None:

@@ -32,11 +32,11 @@ def test_a_client_that_cancels_pays_for_what_ran() -> None:
     cluster = FakeCluster("vllm")
     cluster.ask("other", 10)  # keeps the tenant alive
     tenant = cluster.scheduler.state.tenants["tenant"]
-    before = tenant.service_us
+    before = tenant.service
     request = cluster.ask("a", 4_000)
     assert state_of(cluster, request) is RequestState.RUNNING
     cluster.tell(ev.RequestCancelled(at=cluster.now, request=request))
-    assert tenant.service_us >= before + 4_000 * 250
+    assert tenant.service >= before + 4_000 * 250
 
 
 def test_kv_of_a_cancelled_queued_request_is_not_kept_for_ever() -> None:

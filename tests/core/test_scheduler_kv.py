@@ -10,16 +10,9 @@ from saga.config import load_preset
 from saga.core import actions as act
 from saga.core import events as ev
 from saga.core.cache import FOREVER
+from saga.core.fairness import WeightedShares
 from saga.core.model import RequestState
-from saga.core.policy import (
-    ClusterView,
-    RequestView,
-    Route,
-    SessionView,
-    Steal,
-    TenantView,
-    WorkflowView,
-)
+from saga.core.policy import ClusterView, RequestView, Route, SessionView, Steal
 from saga.testing import FakeCluster
 
 # ---- what becomes of KV
@@ -263,22 +256,10 @@ def test_a_stolen_request_goes_first_and_is_stolen_once() -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Asked(WeightedShares):
     """Which tenant? Any; it notes down when it was asked for a preemption."""
 
     at: list[int] = field(default_factory=list)
-
-    def limit(self, least: float) -> float:
-        return least
-
-    def start_limit(self, least: float) -> float:
-        return least
-
-    def urgency(self, workflow: WorkflowView, cluster: ClusterView) -> float:
-        return 1.0
-
-    def share(self, tenant: TenantView, urgency: float) -> float:
-        return 1.0
 
     def preempt(
         self, head: RequestView, running: Sequence[RequestView], cluster: ClusterView

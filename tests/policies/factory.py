@@ -27,6 +27,7 @@ class Cluster:
     queues: Mapping[str, Sequence[Request]] = field(default_factory=dict)
     """By engine, oldest first."""
     sessions: Sequence[Session] = ()
+    virtual_time: float = 0.0
     entitled: float = 0.0
     """KV tokens that are any tenant's share."""
     return_times: ReturnTimes = field(default_factory=ReturnTimes)

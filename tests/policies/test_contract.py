@@ -24,6 +24,7 @@ from saga.config import (
 from saga.core import policy as protocols
 from saga.core.actions import Dispatch
 from saga.core.cache import CacheView, EvictionPolicy, KVEntry
+from saga.core.policy import ChoosingPolicy, ScoringPolicy
 from saga.core.scheduler import Scheduler
 from saga.testing import FakeCluster, snapshot
 
@@ -130,13 +131,32 @@ def answers(kind: str, policy: Any, scheduler: Scheduler) -> list[Any]:
             urgencies = [policy.urgency(workflow, view) for workflow in state.workflows.values()]
             shares = [policy.share(tenant, 0.5) for tenant in state.tenants.values()]
             victims = [policy.preempt(head, requests, view) for head in requests]
+            leads = [limit(t) - t for limit in (policy.limit, policy.start_limit) for t in TIMES]
+            costs = [
+                cost
+                for request in requests
+                for engine in view.engines
+                for cost in (
+                    policy.forecast_cost(request, request.prompt_tokens, engine),
+                    policy.final_cost(request, request.prompt_tokens, 10, engine),
+                )
+            ]
             return [
                 urgencies,
                 shares,
                 [None if victim is None else victim.id for victim in victims],
+                leads,
+                costs,
             ]
         case "ordering":
-            return [policy.key(request, view) for request in requests]
+            keys = [policy.key(request, view) for request in requests]
+            if isinstance(policy, ScoringPolicy):
+                keys += [policy.first_score(request, view) for request in requests]
+                keys += [policy.next_score(request, 10, view) for request in requests]
+            if isinstance(policy, ChoosingPolicy) and requests:
+                names = [request.id for request in requests]
+                keys.append(names.index(policy.choose(requests, view).id))
+            return keys
         case "routing":
             routes = [policy.route(request, view) for request in requests]
             return [route and (route.engine.id, route.reason, route.move_kv) for route in routes]
@@ -153,6 +173,7 @@ def answers(kind: str, policy: Any, scheduler: Scheduler) -> list[Any]:
             return [policy.at(session, view) for session in sessions]
 
 
+TIMES = (0.0, 1.0, 9_999.9, 1e12)
 CACHE = CacheView(now=10**9, max_idle=10**9, max_tokens=10**6)
 
 
@@ -222,7 +243,10 @@ def test_its_answers_are_of_use(info: PolicyInfo, num_engines: int) -> None:
         for answer in answers(info.kind, info.cls(), scheduler):
             assert is_sound(info.kind, answer, scheduler)
         if info.kind == "fairness":
-            urgencies, shares, victims = answers(info.kind, info.cls(), scheduler)
+            said = answers(info.kind, info.cls(), scheduler)
+            urgencies, shares, victims, leads, costs = said
+            assert all(lead >= 0 for lead in leads)
+            assert all(cost >= 0 and math.isfinite(cost) for cost in costs)
             assert all(urgency >= 0 and math.isfinite(urgency) for urgency in urgencies)
             assert all(share > 0 and math.isfinite(share) for share in shares)
             assert set(victims) <= {None, *scheduler.state.requests}

@@ -10,10 +10,18 @@ workflow does. ``docs/fairness.md`` says what follows.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from saga.core.graph import RemainingWork
-from saga.core.model import Request, Tenant, Workflow
-from saga.core.policy import ClusterView, FairnessPolicy
+from saga.core.model import Engine, Request, Tenant, Workflow
+from saga.core.policy import (
+    ClusterView,
+    EngineView,
+    FairnessPolicy,
+    RequestView,
+    TenantView,
+    WorkflowView,
+)
 from saga.core.queues import FairQueue
 
 USUAL_COST_US = (250.0, 2_500.0)
@@ -32,11 +40,46 @@ def gpu_us(work: RemainingWork, cluster: ClusterView) -> float:
     return work.new_tokens * USUAL_COST_US[0] + work.output_tokens * USUAL_COST_US[1]
 
 
+class WeightedShares:
+    """What fairness policies say unless they know better: the one furthest behind its weight goes
+    next, a request costs its GPU time in microseconds, and nobody is preempted."""
+
+    __slots__ = ()
+
+    def limit(self, least: float) -> float:
+        return least
+
+    def start_limit(self, least: float) -> float:
+        return least
+
+    def forecast_cost(
+        self, request: RequestView, uncached_tokens: int, engine: EngineView
+    ) -> float:
+        return engine.cost_us(uncached_tokens, request.expected_output_tokens)
+
+    def final_cost(
+        self, request: RequestView, uncached_tokens: int, output_tokens: int, engine: EngineView
+    ) -> float:
+        return engine.cost_us(uncached_tokens, output_tokens)
+
+    def urgency(self, workflow: WorkflowView, cluster: ClusterView) -> float:
+        return 0.0
+
+    def share(self, tenant: TenantView, urgency: float) -> float:
+        return tenant.weight
+
+    def preempt(
+        self, head: RequestView, running: Sequence[RequestView], cluster: ClusterView
+    ) -> RequestView | None:
+        return None
+
+
 class ServiceLedger:
     """Who was given how much, and what shares they have. Without a policy it only keeps count."""
 
     def __init__(self, policy: FairnessPolicy | None, epoch_us: int) -> None:
         self._policy = policy
+        self._costs: FairnessPolicy = WeightedShares() if policy is None else policy
         self._epoch_us = epoch_us
         self._rotation: OrderedDict[str, Workflow] = OrderedDict()
         """Unfinished workflows, the one whose urgency is the stalest first."""
@@ -67,20 +110,31 @@ class ServiceLedger:
                 return
             self._refresh(workflow, cluster)
 
-    def charge(self, request: Request, cost_us: float, queue: FairQueue) -> None:
-        """The request is sent and takes ``cost_us`` of GPU time, by forecast."""
+    def charge(
+        self, request: Request, uncached_tokens: int, engine: Engine, queue: FairQueue
+    ) -> None:
+        """The request is sent, and charged by forecast."""
+        cost = self._costs.forecast_cost(request, uncached_tokens, engine)
         tenant = request.session.workflow.tenant
         tenant.num_queued -= 1
-        tenant.service_us += cost_us
-        request.charged_us, request.share = cost_us, tenant.share
-        queue.take(request, cost_us / tenant.share)
+        tenant.service += cost
+        request.charged, request.share = cost, tenant.share
+        queue.take(request, cost / tenant.share)
 
-    def settle(self, request: Request, cost_us: float, queue: FairQueue | None) -> None:
-        """What the request took in the end: 0 if it is queued again. The queue may be gone."""
+    def finish(
+        self, request: Request, output_tokens: int, engine: Engine, queue: FairQueue
+    ) -> None:
+        """The request is charged what it took."""
+        uncached = request.prompt_tokens - request.cached_tokens
+        cost = self._costs.final_cost(request, uncached, output_tokens, engine)
+        self.settle(request, cost, queue)
+
+    def settle(self, request: Request, cost: float, queue: FairQueue | None) -> None:
+        """What it is charged in the end: 0 if it is queued again. The queue may be gone."""
         tenant = request.session.workflow.tenant
-        excess = cost_us - request.charged_us
-        tenant.service_us += excess
-        request.charged_us = cost_us
+        excess = cost - request.charged
+        tenant.service += excess
+        request.charged = cost
         if queue is not None:
             queue.settle(tenant.id, excess / request.share, excess / request.share)
 

@@ -76,8 +76,9 @@ class Tenant:
     id: str
     weight: float = 1.0
     workflows: set[str] = field(default_factory=set)
-    service_us: float = 0.0
-    """GPU time charged so far, at dispatch by forecast and corrected when a request ends."""
+    service: float = 0.0
+    """Charged so far, at dispatch by forecast and corrected when a request ends: GPU time in
+    microseconds, unless the fairness policy counts something else."""
     num_queued: int = 0
     committed_tokens: int = 0
     """Working set: contexts of its unfinished sessions, with expected growth."""
@@ -113,6 +114,10 @@ class Workflow:
     urgency: float = 0.0
     urgency_at: int = 0
     """When it was last asked for."""
+    score: float = 0.0
+    """What an ordering policy that scores keeps with it."""
+    score_at: int = -1
+    """When that was given; -1: never."""
 
     @property
     def cost_us(self) -> float:
@@ -181,8 +186,8 @@ class Request:
     dispatched: int | None = None
     started: int | None = None
     cached_tokens: int = 0
-    charged_us: float = 0.0
-    """GPU time charged at dispatch, replaced by the real one at the end."""
+    charged: float = 0.0
+    """What its tenant was charged at dispatch, replaced by the real one at the end."""
     share: float = 1.0
     """Its tenant's when it was charged."""
     move_kv: bool = False

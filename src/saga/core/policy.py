@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from saga.core.cache import EvictionPolicy
 from saga.core.graph import GraphStore, RemainingWork
@@ -24,7 +24,7 @@ class TenantView(Protocol):
     @property
     def weight(self) -> float: ...
     @property
-    def service_us(self) -> float: ...
+    def service(self) -> float: ...
     @property
     def committed_tokens(self) -> int: ...
     @property
@@ -58,6 +58,11 @@ class WorkflowView(Protocol):
     def remaining(self) -> RemainingWork:
         """What the agent type's graph expects from now on, as of its last step."""
         ...
+
+    @property
+    def score(self) -> float: ...
+    @property
+    def score_at(self) -> int: ...
 
 
 class SessionView(Protocol):
@@ -98,6 +103,10 @@ class RequestView(Protocol):
     def expected_output_tokens(self) -> int: ...
     @property
     def dispatched(self) -> int | None: ...
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that its engine did not compute; 0 until it has started."""
+        ...
 
 
 class EngineView(Protocol):
@@ -144,6 +153,12 @@ class ClusterView(Protocol):
     @property
     def engines(self) -> Sequence[EngineView]:
         """Those that may be given work."""
+        ...
+
+    @property
+    def virtual_time(self) -> float:
+        """KV token-seconds that a workflow there from the beginning would have held by now, had
+        those unfinished at each time shared all memory equally."""
         ...
 
     def entitled_tokens(self, tenant: TenantView) -> float:
@@ -216,15 +231,28 @@ class FairnessPolicy(Protocol):
 
     Tenants are served by start-time fair queueing: in every queue a tenant's virtual time advances
     by what it is given there, divided by its share.
+    ``fairness.WeightedShares`` has the usual answers to all but the first.
     """
 
     def limit(self, least: float) -> float:
-        """The latest virtual time, microseconds, at which a tenant may send its next request if
-        the waiting tenant that is furthest behind is at ``least``."""
+        """The latest virtual time at which a tenant may send its next request if the waiting tenant
+        that is furthest behind is at ``least``. Never decreases as that grows."""
         ...
 
     def start_limit(self, least: float) -> float:
-        """The same for starting the next workflow."""
+        """The same for starting the next workflow, microseconds."""
+        ...
+
+    def forecast_cost(
+        self, request: RequestView, uncached_tokens: int, engine: EngineView
+    ) -> float:
+        """What a request is charged when it is sent to the engine: the unit of virtual time."""
+        ...
+
+    def final_cost(
+        self, request: RequestView, uncached_tokens: int, output_tokens: int, engine: EngineView
+    ) -> float:
+        """What it is charged in all, now that it has finished."""
         ...
 
     def urgency(self, workflow: WorkflowView, cluster: ClusterView) -> float:
@@ -247,6 +275,29 @@ class OrderingPolicy(Protocol):
 
     def key(self, request: RequestView, cluster: ClusterView) -> float:
         """The smallest goes first; asked once, when the request is queued."""
+        ...
+
+
+@runtime_checkable
+class ChoosingPolicy(OrderingPolicy, Protocol):
+    """An ordering that also looks at each turn, at a price linear in what waits."""
+
+    def choose(self, heads: Sequence[RequestView], cluster: ClusterView) -> RequestView:
+        """Whose turn it is in the queue of an engine, of the first request by key of every
+        workflow that may go next; never none, smallest key first."""
+        ...
+
+
+@runtime_checkable
+class ScoringPolicy(OrderingPolicy, Protocol):
+    """An ordering for which the scheduler keeps a number with every workflow, its ``score``."""
+
+    def first_score(self, request: RequestView, cluster: ClusterView) -> float:
+        """The workflow's when its first request has arrived, before that is queued."""
+        ...
+
+    def next_score(self, request: RequestView, output_tokens: int, cluster: ClusterView) -> float:
+        """The workflow's from now on; asked whenever one of its requests has finished."""
         ...
 
 

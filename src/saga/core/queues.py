@@ -68,6 +68,8 @@ class FairQueue:
         self.deviation = 0.0
         """The largest deviation so far of a tenant's service from its share, over the bound."""
         self._num_in_flight = 0
+        self._window = 0.0
+        """The most so far by which a tenant might be ahead at its turn."""
         self._times: list[tuple[float, int, Lane]] = []
         """Every lane that waits, by virtual time; corrected when it comes up."""
         self._held: list[tuple[float, int, Lane]] = []
@@ -133,8 +135,7 @@ class FairQueue:
         """The first request of up to ``num`` tenants that may go next, best first."""
         if not self.members:
             return []
-        least = self._least()
-        limit = least if self._limit is None else self._limit(least)
+        limit = self._latest()
         self._let_in(limit)
         found: list[tuple[float, int, int, Lane]] = []
         while len(found) < num and (item := self._best(limit)) is not None:
@@ -142,6 +143,22 @@ class FairQueue:
         for item in found:
             heapq.heappush(self._offers, item)
         return [lane.heap[0][2] for _, _, _, lane in found]
+
+    def heads(self) -> list[Request]:
+        """The first request of every workflow of the tenants that may go next, best first.
+        O(n log n)."""
+        limit = self._latest()
+        waiting = [
+            item
+            for lane in self.lanes.values()
+            if lane.num_waiting and lane.virtual_time <= limit
+            for item in lane.heap
+            if not self._stale(item)
+        ]
+        first: dict[str, Request] = {}
+        for _, _, request in sorted(waiting):
+            first.setdefault(request.session.workflow.id, request)
+        return list(first.values())
 
     def take(self, request: Request, amount: float = 0.0) -> None:
         """The request has its turn, and is in flight at a charge of ``amount``: service over share,
@@ -220,6 +237,15 @@ class FairQueue:
                 return time
         return self.virtual_time
 
+    def _latest(self) -> float:
+        """The latest time at which a tenant may go next."""
+        least = self._least()
+        if self._limit is None:
+            return least
+        limit = self._limit(least)
+        self._window = max(self._window, limit - least)
+        return limit
+
     def _let_in(self, limit: float) -> None:
         """Those within the limit may go next."""
         while self._held and self._held[0][0] <= limit:
@@ -292,10 +318,8 @@ class FairQueue:
             heapq.heappush(self._ahead, (lane.virtual_time, tenant))
 
     def _measure(self, lane: Lane) -> None:
-        assert self._limit is not None
         least = self._least()
-        window = self._limit(least) - least
-        bound = window + lane.largest_charge + 2 * lane.most_in_flight * lane.largest_error
+        bound = self._window + lane.largest_charge + 2 * lane.most_in_flight * lane.largest_error
         if bound > 0.0:
             off = abs(lane.given - (least - lane.began))
             self.deviation = max(self.deviation, off / bound)

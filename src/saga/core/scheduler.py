@@ -29,6 +29,7 @@ from saga.core.policy import AdmissionPolicy, FairnessPolicy, Policies
 from saga.core.queues import FairQueue
 from saga.core.return_times import owner_of
 from saga.core.session_kv import SessionKV
+from saga.core.turns import Turns
 from saga.core.view import View
 
 STORY_LENGTH = 32
@@ -62,6 +63,7 @@ class Scheduler:
         self.story: deque[ev.Event] = deque(maxlen=STORY_LENGTH)
         self.ledger = ServiceLedger(policies.fairness, policies.epoch_us)
         self.view = View(self.state, self.queues, graphs)
+        self.turns = Turns(policies.ordering, self.view)
         self.kv = SessionKV(policies, self.state, self.view, self._do)
         self._check = check
         self._actions: list[act.Action] = []
@@ -192,6 +194,7 @@ class Scheduler:
     def _engines_changed(self) -> None:
         self.view.engines = engines = self.state.open_engines
         self.view.capacity_tokens = sum(engine.kv_capacity_tokens for engine in engines)
+        self.view.share_memory()
         self.view.loads.reset(engines)
         self.max_capacity = max((engine.kv_capacity_tokens for engine in engines), default=0)
 
@@ -216,6 +219,7 @@ class Scheduler:
         )
         tenant.workflows.add(workflow.id)
         self.state.workflows[workflow.id] = workflow
+        self.view.share_memory()
         self.ledger.enter(workflow, self.view)
 
     def _workflow_done(self, event: ev.WorkflowDone) -> None:
@@ -236,6 +240,7 @@ class Scheduler:
             self.state.total_weight -= workflow.tenant.weight
             del self.state.tenants[workflow.tenant.id]
         del self.state.workflows[workflow.id]
+        self.view.share_memory()
 
     def _session_opened(self, event: ev.SessionOpened) -> None:
         if event.session in self.state.sessions:
@@ -305,6 +310,7 @@ class Scheduler:
         session.workflow.tenant.num_queued += 1
         if session.state is SessionState.ACTING:
             session.move(SessionState.WAITING)
+        self.turns.arrive(request)
         if session.admitted:
             self._place(request)
         else:
@@ -339,9 +345,10 @@ class Scheduler:
         engine, session = self._engine_of(request), request.session
         if event.cached_tokens is not None:
             request.cached_tokens = min(event.cached_tokens, request.prompt_tokens)
-        cost = engine.cost_us(request.prompt_tokens - request.cached_tokens, event.output_tokens)
-        self.ledger.settle(request, cost, self.queues[engine.id])
-        session.workflow.service_us += cost
+        self.ledger.finish(request, event.output_tokens, engine, self.queues[engine.id])
+        uncached = request.prompt_tokens - request.cached_tokens
+        session.workflow.service_us += engine.cost_us(uncached, event.output_tokens)
+        self.turns.finish(request, event.output_tokens)
         self._learn_step(request, event)
         self._end(request, RequestState.FINISHED, "")
         session.num_steps += 1
@@ -406,7 +413,7 @@ class Scheduler:
             paid = state is RequestState.CANCELLED and request.state is RequestState.RUNNING
             self._leave_engine(request)
             if state is not RequestState.FINISHED:  # a client that cancels pays for what ran
-                cost = request.charged_us if paid else 0.0
+                cost = request.charged if paid else 0.0
                 self.ledger.settle(request, cost, self.queues[engine.id])
         request.move(state)
         self.state.num_ended[state] += 1
@@ -561,8 +568,7 @@ class Scheduler:
         )
         reusable = session.resident_tokens if moved or session.home is engine else 0
         uncached = max(0, request.prompt_tokens - reusable)
-        cost = engine.cost_us(uncached, request.expected_output_tokens)
-        self.ledger.charge(request, cost, self.queues[engine.id])
+        self.ledger.charge(request, uncached, engine, self.queues[engine.id])
         session.move(SessionState.REASONING)
         if moved and session.home is not None:
             self._do(
@@ -638,9 +644,7 @@ class Scheduler:
             _, engine = self._stirred.popitem()
             queue = self.queues[engine.id]
             while queue.members and self.has_room(engine):
-                head = queue.peek()
-                assert head is not None
-                self._dispatch(head, engine)
+                self._dispatch(self.turns.head(queue), engine)
             if queue.members and self.policies.fairness is not None:
                 self._consider_preemption(engine, queue, self.policies.fairness)
         if prefetches or self._num_placed or self.unplaced or unadmitted:
@@ -678,8 +682,7 @@ class Scheduler:
         if engine.preempt_checked == epoch:
             return
         engine.preempt_checked = epoch
-        head = queue.peek()
-        assert head is not None
+        head = self.turns.head(queue)
         victim = fairness.preempt(head, tuple(engine.running.values()), self.view)
         if victim is None:
             return

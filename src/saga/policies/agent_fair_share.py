@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from saga.core.policy import ClusterView, RequestView, TenantView, WorkflowView
+from saga.core.fairness import WeightedShares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AgentFairShare:
+class AgentFairShare(WeightedShares):
     """Which tenants may go next? Those at most a window ahead of the one that is furthest behind.
 
     Shares are the tenants' weights, whatever they ask for. Inside the window the order is free, so
@@ -28,14 +27,3 @@ class AgentFairShare:
 
     def start_limit(self, least: float) -> float:
         return least + self.start_window_s * 1e6
-
-    def urgency(self, workflow: WorkflowView, cluster: ClusterView) -> float:
-        return 0.0
-
-    def share(self, tenant: TenantView, urgency: float) -> float:
-        return tenant.weight
-
-    def preempt(
-        self, head: RequestView, running: Sequence[RequestView], cluster: ClusterView
-    ) -> RequestView | None:
-        return None

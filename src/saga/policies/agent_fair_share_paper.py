@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from saga.core.fairness import gpu_us
+from saga.core.fairness import WeightedShares, gpu_us
 from saga.core.policy import ClusterView, RequestView, TenantView, WorkflowView
 
 SHARE = attrgetter("session.workflow.tenant.share")
@@ -12,7 +12,7 @@ SHARE = attrgetter("session.workflow.tenant.share")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AgentFairSharePaper:
+class AgentFairSharePaper(WeightedShares):
     """Which tenant? The one furthest behind a share proportional to its urgency (Eq. 8 and 9).
 
     ``AFS_i = sum over its workflows of work_remain / (deadline - now)``; the deadline is submission
@@ -32,12 +32,6 @@ class AgentFairSharePaper:
     def __post_init__(self) -> None:
         if not (self.slo_factor > 0 and self.min_slack_s > 0 and self.min_urgency > 0):
             raise ValueError("slo_factor, min_slack_s and min_urgency must be above 0")
-
-    def limit(self, least: float) -> float:
-        return least
-
-    def start_limit(self, least: float) -> float:
-        return least
 
     def urgency(self, workflow: WorkflowView, cluster: ClusterView) -> float:
         cost_us = gpu_us(workflow.remaining, cluster)
