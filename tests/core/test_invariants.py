@@ -22,7 +22,7 @@ class Scene:
 
     def __init__(self) -> None:
         cluster = FakeCluster(
-            "saga+max_waiting_per_engine=1+admission.unknown_growth_tokens=3500",
+            "saga+max_waiting_per_engine=1",
             kv_capacity_tokens=30_000,
             auto_start=False,
         )

@@ -125,7 +125,7 @@ def test_a_home_too_loaded_is_left_and_its_kv_moves_or_is_released() -> None:
 
 def crowded() -> tuple[FakeCluster, str, str]:
     """An engine whose KV memory one workflow fills, and two that wait, the younger one first."""
-    cluster = FakeCluster("saga+admission.unknown_growth_tokens=3500", kv_capacity_tokens=10_000)
+    cluster = FakeCluster("saga", kv_capacity_tokens=10_000)
     cluster.finish(cluster.ask("first", 4_000))
     for name in ("second", "third"):
         cluster.advance(1)
@@ -277,7 +277,7 @@ def test_the_end_of_draining_is_announced_like_a_start() -> None:
 @pytest.mark.parametrize("where", ["unadmitted", "unplaced", "queued", "dispatched", "running"])
 def test_a_request_can_be_cancelled_wherever_it_is(where: str) -> None:
     cluster = FakeCluster(
-        "saga+admission.unknown_growth_tokens=3500",
+        "saga",
         engines=0 if where == "unplaced" else 1,
         kv_capacity_tokens=10_000,
         max_num_seqs=1,

@@ -297,8 +297,8 @@ STRICT = "saga+admission.kappa=1.0+admission.reserve=0.0"
 
 
 def test_who_stays_away_for_long_makes_room_for_others() -> None:
-    """One engine of 30,000 tokens, of which each session takes 10,000 with its growth."""
-    cluster = FakeCluster(STRICT, engines=1, kv_capacity_tokens=30_000)
+    """One engine of 13,000 tokens, of which each session takes nearly 4,000 with its growth."""
+    cluster = FakeCluster(STRICT, engines=1, kv_capacity_tokens=13_000)
     for name in ("a", "b", "c"):
         cluster.finish(cluster.ask(name, 2_000), output_tokens=0, tool="shell")
     engine = cluster.scheduler.state.engines["engine-0"]
@@ -320,7 +320,7 @@ def test_who_stays_away_for_long_makes_room_for_others() -> None:
 
 def test_a_session_whose_only_request_failed_makes_room_too() -> None:
     """Otherwise every refused request would take memory from others until its session is closed."""
-    cluster = FakeCluster(STRICT, engines=1, kv_capacity_tokens=31_000)
+    cluster = FakeCluster(STRICT, engines=1, kv_capacity_tokens=17_000)
     for name in ("a", "b", "c"):
         request = cluster.ask(name, 2_000)
         cluster.tell(ev.RequestFailed(at=cluster.now, request=request, reason="bad body"))

@@ -97,7 +97,7 @@ def mutant(question: str, name: str) -> str:
 
 
 PAPER = "saga_paper"
-OURS = "saga+admission.unknown_growth_tokens=500+admission.kappa=1.5+admission.absent_floor_s=30"
+OURS = "saga+admission.kappa=1.5+admission.absent_floor_s=30"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_who_forgets_where_the_kv_is_computes_more() -> None:
 def test_who_admits_everybody_evicts_and_computes_more() -> None:
     sound, mutated = run(OURS), run(f"{OURS}+{mutant('admission', 'AlwaysAdmits')}")
     assert mutated.evictions > 1.2 * sound.evictions
-    assert mutated.computed_tokens > 1.1 * sound.computed_tokens
+    assert mutated.computed_tokens > 1.05 * sound.computed_tokens
 
 
 def test_who_never_does_a_thing_never_does_it() -> None:

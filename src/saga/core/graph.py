@@ -23,6 +23,10 @@ START = "<start>"
 """The label of a session before its first step. No node: what it does is what sessions do."""
 END = "<end>"
 OTHER = "<other>"
+DECLARED_SESSIONS = 10.0
+"""Sessions seen that a declared mean number of steps counts for, where memory is planned."""
+UNDECLARED = (3.0, 20.0)
+"""Sessions and their steps that are assumed where nothing is declared."""
 
 
 @dataclass(slots=True)
@@ -156,18 +160,18 @@ class AgentExecutionGraph:
             steps, steps * self.new_tokens.value(400.0), steps * self.output_tokens.value(200.0)
         )
 
-    def growth_tokens(self, context_tokens: int) -> int | None:
+    def growth_tokens(self, context_tokens: int, declared_steps: float | None = None) -> int:
         """By how much the context of a session will have grown when it weighs most, counting the
-        chance that the session has ended by then; None while too few are known.
+        chance that the session has ended by then.
 
         With g tokens a step and a chance of 1/m to end with each, ``(c + k g) exp(-k / m)`` is
         largest at ``k = m - c/g``. Sessions under way count in m, else the short ones would, which
         end first.
         """
-        if self.num_sessions < self.min_sessions:
-            return None
-        mean_steps = (self.new_tokens.count + self.num_sessions) / self.num_sessions
-        most = mean_steps * (self.new_tokens.value(0.0) + self.output_tokens.value(0.0))
+        prior = UNDECLARED if declared_steps is None else (DECLARED_SESSIONS, declared_steps)
+        seen_steps = self.new_tokens.count + self.num_sessions
+        mean_steps = (seen_steps + prior[0] * prior[1]) / (self.num_sessions + prior[0])
+        most = mean_steps * (self.new_tokens.value(400.0) + self.output_tokens.value(200.0))
         if context_tokens >= most:
             return 0
         return int(most * exp(context_tokens / most - 1.0)) - context_tokens

@@ -19,8 +19,6 @@ class WorkingSet:
     """The rest is for sessions that grow by more than expected."""
     reserve: float = 0.1
     """Part of the KV capacity, beyond ``kappa``, for tenants that have less than their share."""
-    unknown_growth_tokens: int = 8_000
-    """Expected growth of sessions of a type of which nothing is known yet."""
 
     absent_percentile: float = 0.95
     absent_unknown_s: float = 60.0
@@ -29,8 +27,8 @@ class WorkingSet:
     """At least; also after a step without a tool that was never seen to be followed by another."""
 
     def __post_init__(self) -> None:
-        if not (self.kappa > 0 and self.reserve >= 0 and self.unknown_growth_tokens >= 0):
-            raise ValueError("kappa must be above 0, reserve, unknown_growth_tokens not below 0")
+        if not (self.kappa > 0 and self.reserve >= 0):
+            raise ValueError("kappa must be above 0 and reserve not below 0")
         if not 0 < self.absent_percentile <= 1:
             raise ValueError("absent_percentile must be above 0 and at most 1")
         if not (self.absent_unknown_s >= 0 and self.absent_floor_s >= 0):
@@ -54,8 +52,8 @@ class WorkingSet:
         return tenant.committed_tokens + need <= self.kappa * cluster.entitled_tokens(tenant)
 
     def growth_tokens(self, session: SessionView, tokens: int, cluster: ClusterView) -> int:
-        growth = cluster.graphs[session.workflow.agent_type].growth_tokens(tokens)
-        return self.unknown_growth_tokens if growth is None else growth
+        workflow = session.workflow
+        return cluster.graphs[workflow.agent_type].growth_tokens(tokens, workflow.mean_steps)
 
     def absence_us(self, session: SessionView, cluster: ClusterView) -> int:
         owner = owner_of(session.workflow.agent_type)
