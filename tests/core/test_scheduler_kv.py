@@ -306,7 +306,7 @@ def test_who_stays_away_for_long_makes_room_for_others() -> None:
     assert state_of(cluster, waiting) is RequestState.QUEUED
     assert cluster.wake == 60_000_000, "a shell that was never seen to return"
     cluster.now = 30_000_000
-    cluster.finish(cluster.ask("a", 2_000), output_tokens=0, tool="edit")
+    cluster.finish(cluster.ask("a", 2_400), output_tokens=0, tool="edit")
     cluster.advance(29_000_000)
     assert (engine.num_sessions, state_of(cluster, waiting)) == (3, RequestState.QUEUED)
     cluster.advance(2_000_000)
