@@ -21,7 +21,6 @@ from saga.core.scheduler import Scheduler
 STEP_US = 8_000_000
 BATCH = 24
 STEPS = 30
-TENANTS = 10
 
 
 @dataclass(slots=True)
@@ -40,6 +39,7 @@ class Load:
     num_sessions: int
     load: float
     num_events: int
+    num_tenants: int = 10
     seed: int = 1
     now: int = 0
     samples: list[int] = field(default_factory=list)
@@ -96,7 +96,7 @@ class Load:
     def begin(self) -> None:
         self.workflows += 1
         name = f"w{self.workflows}"
-        tenant = f"t{self.workflows % TENANTS}"
+        tenant = f"t{self.workflows % self.num_tenants}"
         self.tell(ev.WorkflowSubmitted(at=self.now, workflow=name, tenant=tenant))
         session = self.sessions[name] = Session(name)
         self.tell(ev.SessionOpened(at=self.now, session=name, workflow=name))
@@ -131,25 +131,36 @@ class Load:
 
 
 CASES = (
-    ("saga_paper", 64, 5_000, 0.5),
-    ("saga_paper", 64, 5_000, 1.5),
-    ("saga_paper", 64, 20_000, 1.5),
-    ("saga", 64, 5_000, 1.5),
-    ("vllm_apc_affinity", 64, 5_000, 1.5),
+    ("saga_paper", 64, 5_000, 0.5, 10),
+    ("saga_paper", 64, 5_000, 1.5, 10),
+    ("saga_paper", 64, 20_000, 1.5, 10),
+    ("saga", 64, 5_000, 1.5, 10),
+    ("saga", 64, 5_000, 1.5, 1_000),
+    ("vllm_apc_affinity", 64, 5_000, 1.5, 10),
 )
 
 
 def main(num_events: int = 120_000) -> list[dict[str, object]]:
     """One row per case; prints as it goes."""
     rows: list[dict[str, object]] = []
-    print("preset              engines sessions load  queued   p50 us  p99 us  mean us  RSS MiB")
-    for preset, engines, sessions, load in CASES:
-        figures = Load(preset, engines, sessions, load, num_events).run()
+    print(
+        "preset              engines sessions load tenants  queued   p50 us  p99 us  mean us  "
+        "RSS MiB"
+    )
+    for preset, engines, sessions, load, tenants in CASES:
+        figures = Load(preset, engines, sessions, load, num_events, tenants).run()
         rows.append(
-            {"preset": preset, "engines": engines, "sessions": sessions, "load": load, **figures}
+            {
+                "preset": preset,
+                "engines": engines,
+                "sessions": sessions,
+                "load": load,
+                "tenants": tenants,
+                **figures,
+            }
         )
         print(
-            f"{preset:20}{engines:7}{sessions:9}{load:5}{figures['queued']:8.0f}"
+            f"{preset:20}{engines:7}{sessions:9}{load:5}{tenants:8}{figures['queued']:8.0f}"
             f"{figures['p50_us']:9.1f}{figures['p99_us']:8.1f}{figures['mean_us']:9.1f}"
             f"{figures['rss_mib']:9.0f}",
             flush=True,
