@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from saga.cli.common import Commands, prepared, warn
@@ -43,9 +44,15 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _workflows(path: Path, *, strict: bool) -> Sequence[WorkflowScript]:
+    """Agents of which a trace does not tell the type are called as the file is. Those of the files
+    of one evaluation are meant to be the same."""
     trace = read_scripts(path, strict=strict)
     warn(trace.problems, path)
-    return trace.scripts
+    own = path.name.split(".")[0]
+    return [
+        replace(script, agent_type="agent") if script.agent_type == own else script
+        for script in trace.scripts
+    ]
 
 
 def _table(found: Evaluation) -> str:
