@@ -105,7 +105,7 @@ def test_the_plugin_finds_what_the_light_engine_finds(preset: str) -> None:
     )
     assert max(light) < 0.5, "memory is short"
     assert mean(plugin) == pytest.approx(mean(light), abs=0.02)
-    assert plugin == pytest.approx(light, abs=0.08), "sessions move, too, so one leads to many"
+    assert plugin == pytest.approx(light, abs=0.05)
 
 
 def test_it_is_asked_for_no_more_than_it_can() -> None:

@@ -222,6 +222,7 @@ class Simulation:
                 / 1e6,
                 retains=self.engines[name].retains,
                 prefetches=self.engines[name].prefetches,
+                shared_kv="cluster" if self.engines[name].adopts else None,
             )
         )
 
@@ -601,8 +602,6 @@ class Simulation:
 
     def _move(self, action: act.Move) -> None:
         """Copies what is resident; the request that follows waits for it."""
-        if not self.engines[action.target].adopts:
-            return
         session = self._sessions[action.session]
         source = self.engines[action.source]
         path = session.lineage.path
