@@ -179,5 +179,6 @@ def test_the_deviation_outlives_the_engine_whose_queue_had_it() -> None:
     time = plain_time(cluster, step_us=1_000, token_us=10)
     played = play("saga_paper", plan, cluster, step_time=time)
     assert played.record.deviation is not None and 0 < played.record.deviation <= 1
-    assert played.simulation.scheduler.deviation == 0
+    assert played.record.deviation == played.simulation.scheduler.deviation
+    assert not any(queue.deviation for queue in played.simulation.scheduler.queues.values())
     assert play("vllm", plan, cluster, step_time=time).record.deviation is None

@@ -35,7 +35,7 @@ from saga.core.view import View
 STORY_LENGTH = 32
 """Events kept for the story of a broken law."""
 NUM_ASKED = 4
-"""Tenants whose next workflow is tried if the one whose turn it is does not fit."""
+"""Tenants whose next session is tried, best first, before all wait for room."""
 QUIET_EPOCHS = 5
 """Epochs without a look at an engine's queue after which a tick looks."""
 
@@ -57,7 +57,7 @@ class Scheduler:
         """By engine: placed requests that wait for room there."""
         fairness = policies.fairness
         self.unadmitted = FairQueue(None if fairness is None else fairness.start_limit)
-        """Requests whose workflow may not start yet."""
+        """Requests whose session may not start yet."""
         self.unplaced: dict[str, Request] = {}
         """Admitted requests that no engine can take now."""
         self.story: deque[ev.Event] = deque(maxlen=STORY_LENGTH)
@@ -69,6 +69,8 @@ class Scheduler:
         self._actions: list[act.Action] = []
         self._stirred: dict[str, Engine] = {}
         """Engines whose queue may move after this event."""
+        self._lost_deviation = 0.0
+        """In queues of engines that are gone."""
         self._num_placed = 0
         """Requests in the queues of engines."""
         self.max_capacity = 0
@@ -146,7 +148,9 @@ class Scheduler:
     def _engine_down(self, event: ev.EngineDown) -> None:
         engine = self._engine(event.engine)
         del self.state.engines[engine.id]
-        stranded = self.queues.pop(engine.id).requests()
+        queue = self.queues.pop(engine.id)
+        self._lost_deviation = max(self._lost_deviation, queue.deviation)
+        stranded = queue.requests()
         self._num_placed -= len(stranded)
         for request in engine.requests.values():
             self.ledger.settle(request, 0.0, None)
@@ -540,7 +544,8 @@ class Scheduler:
     @property
     def deviation(self) -> float:
         """The largest so far of a tenant's service from its share, over the bound; at most 1."""
-        return max(queue.deviation for queue in (self.unadmitted, *self.queues.values()))
+        here = max(queue.deviation for queue in (self.unadmitted, *self.queues.values()))
+        return max(here, self._lost_deviation)
 
     def has_room(self, engine: Engine) -> bool:
         """Whether one more request may be sent there now."""

@@ -154,8 +154,6 @@ class Simulation:
         """Start and, once known, end of the measured window."""
         self._usage: list[EngineUsage] = []
         self._counts = Counts()
-        self._deviation = 0.0
-        """Of queues that went with their engines."""
         self._finished_in_window = 0
 
     # ---- the loop
@@ -269,7 +267,6 @@ class Simulation:
         if self._window[1] is None:
             self._usage.append(self._engine_usage(lost))
         self._planned.pop(name, None)
-        self._deviation = max(self._deviation, self.scheduler.deviation)
         self._tell(ev.EngineDown(at=self.now, engine=name))
 
     def _moment(self, engine: str, moment: Moment, job: Job) -> None:
@@ -686,7 +683,7 @@ class Simulation:
             num_preemptions=counts.num_preemptions,
             num_prefetches=self.num_prefetches,
             regenerated_gpu_us=counts.regenerated_ps // 1_000_000,
-            deviation=max(self._deviation, self.scheduler.deviation) if fair else None,
+            deviation=self.scheduler.deviation if fair else None,
             series=self.sampler.finish(self.now),
             num_events=self.num_events,
             wall_s=wall_s,
