@@ -213,7 +213,7 @@ class Steal:
 
 
 class AdmissionPolicy(Protocol):
-    """May this workflow start now, given the KV working set?"""
+    """May this session start now, given the KV working set? Asked for sub-agents, too."""
 
     def admit(self, request: RequestView, cluster: ClusterView) -> Verdict: ...
 

@@ -8,7 +8,7 @@ from saga.core.return_times import owner_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkingSet:
-    """May this workflow start? If on some engine the contexts of the unfinished sessions, their
+    """May this session start? If on some engine the contexts of the unfinished sessions, their
     expected growth and the newcomer stay within ``kappa`` of the KV capacity.
 
     An engine without any session always admits, so nothing waits for ever. A session counts while
