@@ -35,6 +35,8 @@ from saga.core.events import (
 from saga.report.fairness import finish_time_fairness
 from saga.report.records import Outcome, WorkflowRecord
 from saga.sim.counts import Counts
+from saga.sim.engine import SimEngine
+from saga.sim.engine_model import EngineSetup, light_engine
 from saga.sim.hardware import ClusterSpec
 from saga.sim.plan import EngineLoss, Plan
 from saga.traces.script import SessionScript, WorkflowScript
@@ -468,6 +470,21 @@ def test_an_engine_lost_while_kv_moves_to_it() -> None:
 
 
 # ---- moves
+
+
+def test_nothing_is_moved_to_engines_that_cannot_take_it() -> None:
+    """Nor is it believed to be: then sessions would leave home for too little."""
+
+    def closed(setup: EngineSetup) -> SimEngine:
+        engine = light_engine(setup)
+        engine.adopts = False
+        return engine
+
+    cluster, preset = small_cluster(3, 6_000, max_num_seqs=4), "saga+admission=null"
+    assert play(preset, crowded([]), cluster).simulation.num_moves > 0
+    played = play(preset, crowded([]), cluster, make_engine=closed)
+    assert not any(isinstance(a, Move) for _, actions in played.log for a in actions)
+    assert outcomes_of(played) == {Outcome.FINISHED}
 
 
 def test_a_moved_sessions_kv_takes_its_time_and_its_request_waits_for_it() -> None:
