@@ -51,6 +51,13 @@ CASES: dict[str, str] = {
     "ablation": f"compare --presets {ABLATION} --workload swe-bench --load 1.0 {SMALL}",
     "slo": f"compare --presets {BEST} --workload burstgpt-mix --cluster paper-64xa100 "
     "--load 0.8 --tasks 800 --seeds 8",
+    **{
+        f"slo-{load}": "compare --presets vllm_apc_affinity,saga_paper,saga "
+        f"--workload burstgpt-mix --cluster paper-64xa100 --load {load} --tasks 800 --seeds 4"
+        for load in ("0.95", "1.1")
+    },
+    "overload": "compare --presets vllm,vllm_apc_affinity,saga --workload swe-agent --agents 92 "
+    "--cluster paper-16xa100 --tasks 600 --seeds 2 --set client_timeout_s=600",
     "slo-small": f"compare --presets {BEST} --workload burstgpt-mix --load 0.8 {SMALL}",
     **{
         f"tool-cv-{cv}": f"compare --presets vllm_apc_affinity,saga_paper --workload swe-bench "
