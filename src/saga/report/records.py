@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, NamedTuple
 
 
 class Outcome(StrEnum):
@@ -111,6 +113,21 @@ class TokenCounts:
     """Prefilled speculatively by a prefetch; not part of ``prompt``."""
 
 
+class Reading(NamedTuple):
+    """One tenant at one time: the fields of ``TenantSeries``."""
+
+    service_us: int = 0
+    committed_tokens: int = 0
+    num_waiting: int = 0
+    longest_wait_us: int = 0
+    lead_us: float = 0.0
+    entitlement: float = 0.0
+
+
+TOGETHER: tuple[Callable[[Iterable[Any]], Any], ...] = (sum, sum, sum, max, max, sum)
+"""What tenants are together, by field."""
+
+
 @dataclass(slots=True, kw_only=True)
 class TenantSeries:
     """One tenant at the times of its ``TimeSeries``."""
@@ -121,18 +138,49 @@ class TenantSeries:
     """KV that its unfinished sessions occupy or are expected to."""
     num_waiting: array[int] = field(default_factory=lambda: array("q"))
     """Requests that have arrived and not started."""
+    longest_wait_us: array[int] = field(default_factory=lambda: array("q"))
+    """How long the first of these has waited by then."""
     lead_us: array[float] = field(default_factory=lambda: array("d"))
     """How far it is ahead in the queue for admission: what it was charged over its share."""
     entitlement: array[float] = field(default_factory=lambda: array("d"))
     """Its part of the weights of the tenants that have unfinished workflows; 0 without any."""
 
+    @property
+    def columns(self) -> tuple[array[Any], ...]:
+        """In the order of the fields, which is that of ``Reading``."""
+        return tuple(getattr(self, name) for name in Reading._fields)
+
+    def take_in(self, other: TenantSeries) -> None:
+        """Becomes what both are together, at the same times."""
+        for column, more, together in zip(self.columns, other.columns, TOGETHER, strict=True):
+            column[:] = array(column.typecode, map(together, zip(column, more, strict=True)))
+
 
 @dataclass(slots=True, kw_only=True)
 class TimeSeries:
-    """What the tenants had, time after time; at most ``sim.sampler.MOST_SAMPLES`` of each."""
+    """What the tenants had, time after time; ``report.sampler`` says how many samples of each."""
 
     at_us: array[int] = field(default_factory=lambda: array("q"))
     tenants: dict[str, TenantSeries] = field(default_factory=dict)
+
+    def enter(self, tenant: str) -> None:
+        """A tenant that had nothing so far."""
+        series = self.tenants[tenant] = TenantSeries()
+        for column in series.columns:
+            column.extend([0] * len(self.at_us))
+
+    def add(self, at: int, readings: Mapping[str, Reading]) -> None:
+        """A sample, of every tenant."""
+        self.at_us.append(at)
+        for name, series in self.tenants.items():
+            for column, value in zip(series.columns, readings[name], strict=True):
+                column.append(value)
+
+    def keep(self, samples: slice) -> None:
+        """Forgets all others."""
+        columns = [column for series in self.tenants.values() for column in series.columns]
+        for column in (self.at_us, *columns):
+            column[:] = column[samples]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -19,15 +19,15 @@ from saga.core.graph import GraphStore
 from saga.core.policy import Policies
 from saga.core.scheduler import Scheduler
 from saga.report.records import EngineUsage, Outcome, RunRecord
+from saga.report.sampler import Sampler
 from saga.sim.counts import Counts
 from saga.sim.engine import LONGEST_JUMP, EngineLimits, Job, Moment
 from saga.sim.engine_model import EngineModel, EngineSetup, MakeEngine, light_engine
 from saga.sim.hardware import ClusterSpec
 from saga.sim.latency import StepTime
 from saga.sim.lineage import Content, Lineage, Span, reusable_tokens
-from saga.sim.plan import EngineLoss, Plan
+from saga.sim.plan import EngineLoss, Plan, spacing_us
 from saga.sim.recorder import Recorder
-from saga.sim.sampler import Sampler, spacing_us
 from saga.traces.script import SessionScript, StepScript, WorkflowScript
 
 

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from saga.report.sampler import MOST_SAMPLES
 from saga.traces.script import WorkflowScript
+
+LEAST_SPACING_US = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,3 +82,13 @@ class Plan:
             if loss.at <= back.get(loss.engine, -1):
                 raise ValueError(f"engine {loss.engine} is lost at {loss.at} us, before it is back")
             back[loss.engine] = float("inf") if loss.back is None else loss.back
+
+
+def spacing_us(plan: Plan) -> int:
+    """Time between samples that uses half of them up when the last workflow arrives or, in a closed
+    loop, can have ended."""
+    if plan.arrivals is not None:
+        span = max(plan.arrivals, default=0)
+    else:
+        span = sum(plan.alone_us) // (plan.agents or 1)
+    return max(LEAST_SPACING_US, 2 * span // MOST_SAMPLES)

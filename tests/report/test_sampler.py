@@ -25,8 +25,8 @@ from saga.config import load_preset
 from saga.core import events as ev
 from saga.core.actions import Dispatch
 from saga.core.scheduler import Scheduler
-from saga.sim.plan import EngineLoss
-from saga.sim.sampler import LEAST_SPACING_US, MOST_SAMPLES, Sampler, spacing_us
+from saga.report.sampler import MOST_SAMPLES, Sampler
+from saga.sim.plan import LEAST_SPACING_US, EngineLoss, spacing_us
 
 SAGA = load_preset("saga").policies
 
@@ -105,6 +105,40 @@ def test_law_samples_are_few_and_evenly_spaced(steps: list[int], every_us: int) 
     assert lengths == {len(regular) + 1}
 
 
+def test_who_waits_longest_waits_since_its_arrival() -> None:
+    scheduler = Scheduler(SAGA)
+    sampler = Sampler(scheduler, {"red", "blue"}, every_us=20)
+    arrive(scheduler, 15, "blue", 1.0, 200)
+    scheduler.handle(
+        ev.RequestArrived(at=31, request="r2", session="s-blue", prompt_tokens=200)
+    )  # both wait for an engine
+    sampler.take(59)
+    scheduler.handle(ev.RequestCancelled(at=59, request="r-blue"))
+    series = sampler.finish(80)
+    assert list(series.at_us) == [0, 20, 40, 60, 80, 80]
+    assert list(series.tenants["blue"].longest_wait_us) == [0, 5, 25, 29, 49, 49]
+    assert not any(series.tenants["red"].longest_wait_us)
+
+
+@given(st.integers(0, 4 * MOST_SAMPLES), st.integers(1, 50))
+def test_law_service_is_known_however_many_samples_went(num: int, every_us: int) -> None:
+    """What was given between samples that are gone counts in those that stay."""
+    scheduler, now = Scheduler(SAGA), 0
+    sampler = Sampler(scheduler, {"t"}, every_us)
+    scheduler.handle(engine_up())
+    arrive(scheduler, 0, "t", 1.0, 10)
+    workflow, sums = scheduler.state.workflows["w-t"], {0: 0.0}
+    for number in range(num):
+        sampler.take(now)
+        workflow.service_us += number * 7 % 13
+        now += every_us
+        sums[now] = workflow.service_us
+    sampler.ends("w-t")
+    scheduler.handle(ev.WorkflowDone(at=now, workflow="w-t"))
+    series = sampler.finish(now)
+    assert list(series.tenants["t"].service_us) == [sums[at] for at in series.at_us]
+
+
 def test_no_time_between_samples_is_refused() -> None:
     with pytest.raises(ValueError, match="every_us=0"):
         Sampler(Scheduler(SAGA), {"t"}, 0)
@@ -160,6 +194,8 @@ def test_laws_of_the_series_of_a_run(preset: str, seed: int) -> None:
         assert list(tenant.service_us) == sorted(tenant.service_us)
         assert min(tenant.committed_tokens) >= 0 <= min(tenant.num_waiting)
         assert min(tenant.lead_us) >= 0
+        for num, longest in zip(tenant.num_waiting, tenant.longest_wait_us, strict=True):
+            assert longest >= 0 and (num or not longest)
     for shares in zip(*(tenant.entitlement for tenant in tenants), strict=True):
         assert sum(shares) == pytest.approx(1) or set(shares) == {0}
     total = sum(tenant.service_us[-1] for tenant in tenants)
