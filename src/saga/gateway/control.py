@@ -1,4 +1,4 @@
-"""``/v1/saga/...``: workflows, graphs, engines and decisions, for clients and operators.
+"""``/v1/saga/...``: workflows, graphs, engines, decisions and fairness, for clients and operators.
 
 A tenant sees and changes what is its own; engines are an administrator's. While no keys are
 configured, everybody is both.
@@ -20,6 +20,7 @@ from saga.core.return_times import owner_of
 from saga.gateway.announced import Announcements, announce
 from saga.gateway.discovery import DiscoveryError
 from saga.gateway.errors import GatewayError
+from saga.gateway.fairness import SPANS
 from saga.gateway.graphs import GraphDocument, GraphError, critical_steps, mean_steps, transitions
 from saga.gateway.locations import MAX_ID, identifier
 from saga.gateway.sessions import LiveWorkflow, scoped
@@ -102,6 +103,8 @@ class Control:
                 return self._change_engines(verb, rest, body)
             case ("GET", "decisions"):
                 return 200, {"decisions": self._decisions(query, tenant, admin=admin)}
+            case ("GET", "fairness"):
+                return 200, self._fairness(query, None if admin else tenant)
             case ("GET", "live"):
                 return 200, snapshot(self._gateway, None if admin else tenant)
         raise GatewayError(404, f"{method} {path} is not here")
@@ -256,7 +259,7 @@ class Control:
             raise GatewayError(404, f"engine {error} is not known") from None
         raise GatewayError(404, "engines can be added, drained and removed")
 
-    # ---- decisions
+    # ---- decisions and fairness
 
     def _decisions(self, query: str, tenant: str | None, *, admin: bool) -> list[dict[str, Any]]:
         asked = parse_qs(query)
@@ -268,6 +271,13 @@ class Control:
             session = scoped(tenant, session)
         owner = None if admin else tenant
         return list(self._gateway.journal.entries(tenant=owner, session=session, limit=int(limit)))
+
+    def _fairness(self, query: str, owner: str | None) -> dict[str, Any]:
+        asked = parse_qs(query).get("span", ["hour"])[0]
+        for span in SPANS:
+            if asked == span:
+                return self._gateway.fairness.told(owner, span)
+        raise GatewayError(400, f"span: allowed are {' and '.join(SPANS)}", param="span")
 
 
 def _decoded(body: bytes, kind: type[T]) -> T:

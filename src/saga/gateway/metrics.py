@@ -20,6 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.utils import floatToGoString
 
 from saga.gateway.answer import Usage
+from saga.gateway.fairness import OTHERS
 
 if TYPE_CHECKING:
     from saga.gateway.service import Gateway
@@ -44,7 +45,7 @@ class Metrics:
         self.held = Distribution(SECONDS)
         self.task = Distribution((*SECONDS, 10_000))
         self._tenants: dict[str, dict[str, int]] = {}
-        """Requests that arrived, and by outcome."""
+        """Requests that arrived, and by outcome; GPU time that they took."""
         self._sources: Counter[str] = Counter()
         self._rehits: Counter[str] = Counter()
         self._prompt_tokens = self._output_tokens = self._cached_tokens = 0
@@ -59,6 +60,9 @@ class Metrics:
 
     def ended(self, tenant: str, outcome: str) -> None:
         self._of(tenant)[outcome] += 1
+
+    def served(self, tenant: str, us: int) -> None:
+        self._of(tenant)["service_us"] += us
 
     def totals(self, counts: Callable[[str], bool]) -> dict[str, int]:
         """Requests that arrived, and by outcome, of the tenants that count."""
@@ -84,7 +88,7 @@ class Metrics:
         if known is None:
             if len(self._tenants) >= MAX_TENANTS and tenant != OTHER:
                 return self._of(OTHER)
-            known = self._tenants[tenant] = dict.fromkeys(("arrived", *OUTCOMES), 0)
+            known = self._tenants[tenant] = dict.fromkeys(("arrived", *OUTCOMES, "service_us"), 0)
         return known
 
     def collect(self) -> Iterable[Metric]:
@@ -94,11 +98,17 @@ class Metrics:
         ended = CounterMetricFamily(
             "saga_requests_ended", "By how they ended", labels=["tenant", "outcome"]
         )
+        served = CounterMetricFamily(
+            "saga_tenant_service_seconds",
+            "GPU time of finished requests, at the engines' usual times per token",
+            labels=["tenant"],
+        )
         for tenant, counts in self._tenants.items():
             arrived.add_metric([tenant], counts["arrived"])
+            served.add_metric([tenant], counts["service_us"] / 1e6)
             for outcome in OUTCOMES:
                 ended.add_metric([tenant, outcome], counts[outcome])
-        yield from (arrived, ended)
+        yield from (arrived, ended, served)
         yield _by(
             "saga_requests_refused", "Turned away before they were a request", "status",
             {str(status): count for status, count in self.refused.items()},
@@ -216,6 +226,27 @@ class _Now:
             "Largest deviation of any tenant's service from its share, over the proven bound",
             scheduler.deviation,
         )
+        yield from self._sampled()
+
+    def _sampled(self) -> Iterable[Metric]:
+        waiting = GaugeMetricFamily(
+            "saga_tenant_requests_waiting", "Arrived and not started", labels=["tenant"]
+        )
+        longest = GaugeMetricFamily(
+            "saga_tenant_longest_wait_seconds", "Of the first of these", labels=["tenant"]
+        )
+        entitled = GaugeMetricFamily(
+            "saga_tenant_entitlement_ratio",
+            "Weight over the weights of all with unfinished workflows",
+            labels=["tenant"],
+        )
+        latest = dict(self._gateway.fairness.latest)
+        others = latest.pop(OTHERS)
+        for tenant, reading in ({OTHER: others} | latest).items():
+            waiting.add_metric([tenant], reading.num_waiting)
+            longest.add_metric([tenant], reading.longest_wait_us / 1e6)
+            entitled.add_metric([tenant], reading.entitlement)
+        yield from (waiting, longest, entitled)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -20,6 +20,7 @@ from saga.core import events as ev
 from saga.gateway.asks import EngineAsks
 from saga.gateway.body import members, splice, without
 from saga.gateway.discovery import AllSources, DnsSource, FileSource, Source, StaticSource
+from saga.gateway.fairness import FairnessView
 from saga.gateway.fleet import Fleet, FleetLimits, LiveEngine
 from saga.gateway.foresight import Foresight
 from saga.gateway.heads import HOP_BY_HOP, end_to_end, header_lines
@@ -45,7 +46,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_KV_TOKENS = 200_000
 """For engines that do not tell theirs."""
-REAP_S = 1.0
+LOOK_S = 1.0
+"""Between looks at who stays away, and at whether a sample is due."""
 USUAL_TENANT = TenantSettings()
 """One of which the settings say nothing."""
 NOT_PASSED = HOP_BY_HOP | {wire.ENGINE_SESSION_HEADER}
@@ -99,6 +101,7 @@ class Gateway:
             self.sessions.sessions,
             completed=self.metrics.task.observe,
         )
+        self.fairness = FairnessView(self.host.scheduler, served=self.metrics.served)
         self.timeouts = Timeouts(**self.settings.timeouts.model_dump())
         self.draining = False
         self.kv_events = KvEvents(unquote, partial(tell, self.host), self.clock)
@@ -127,7 +130,7 @@ class Gateway:
         if engines.dns is not None:
             sources.append(DnsSource(engines.dns, on_error=logger.warning))
         self.spawn(self.fleet.follow(AllSources(sources)))
-        self.spawn(self._reap())
+        self.spawn(self._look_around())
 
     async def stop(self) -> None:
         for task in list(self._tasks):
@@ -144,10 +147,11 @@ class Gateway:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _reap(self) -> None:
+    async def _look_around(self) -> None:
         while True:
-            await asyncio.sleep(REAP_S)
+            await asyncio.sleep(LOOK_S)
             self.sessions.reap()
+            self.fairness.take(self.host.now)
 
     def apply(self, loaded: Loaded) -> None:
         """Takes over new settings and keys; what is under way goes on."""
@@ -172,6 +176,7 @@ class Gateway:
         if actions:
             self.journal.note(event, actions, self.host.scheduler)
         self.live.note(event, actions)
+        self.fairness.note(event)
         if self._observe is not None:
             self._observe(event, actions)
 
