@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tests.gateway.live import Live, ask, chat, gateway
 
+from saga.gateway.fairness import EVERY_US
 from saga.gateway.keys import generate_key
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -30,12 +31,19 @@ def step(live: Live, session: str, key: str | None = None, **headers: str) -> No
     assert status == 200
 
 
-def picture(live: Live, key: str | None = None) -> dict[str, Any]:
+def picture(live: Live, key: str | None = None, path: str = "live") -> dict[str, Any]:
     headers = {"authorization": f"Bearer {key}"} if key is not None else {}
-    status, told, _ = ask(f"{live.url}/v1/saga/live", headers=headers)
+    status, told, _ = ask(f"{live.url}/v1/saga/{path}", headers=headers)
     assert status == 200
     assert isinstance(told, dict)
     return told
+
+
+def sample(live: Live) -> None:
+    """Takes one of how tenants fare, as if its time had come."""
+    latest = picture(live, path="fairness")["at_us"]
+    at = max([*latest, live.gateway.host.now]) + EVERY_US
+    live.told(lambda gateway: gateway.fairness.take(at))
 
 
 def test_the_page_is_one_file_that_needs_nothing_else() -> None:
@@ -139,6 +147,22 @@ def test_a_browser_shows_an_evil_name_as_text(tmp_path: Path) -> None:
     assert "img" not in page.tags
     assert page.tags.count("script") == 1
     assert "<title>SAGA</title>" in html
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="there is no browser")
+def test_a_browser_shows_how_tenants_fare(tmp_path: Path) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    with gateway(settings={"identity.trust_tenant_header": True}) as live:
+        for tenant in ("blue", evil, "blue"):
+            step(live, "one", **{"x-saga-tenant": tenant})
+            sample(live)
+        html = dom(f"{live.url}/ui", tmp_path)
+    page = _Elements(html)
+    assert "img" not in page.tags
+    rows = html.partition('id="tenants"')[2].partition("</tbody>")[0]
+    assert rows.count("<tr>") == 2 and rows.count("<path") == 8
+    assert rows.index("&lt;img") < rows.index("blue"), "by name"
+    assert "(50.0 %)" in rows and 'd="M' in rows
 
 
 def dom(url: str, profile: Path) -> str:
