@@ -15,7 +15,16 @@ from tests.serving import wait_until
 
 from saga.core import actions as act
 from saga.core import events as ev
-from saga.gateway.fairness import EVERY_US, MAX_TENANTS, NUM_RECENT, OTHERS, WINDOW, FairnessView
+from saga.gateway.fairness import (
+    EVERY_US,
+    MAX_TENANTS,
+    NUM_RECENT,
+    OTHERS,
+    SPANS,
+    WINDOW,
+    FairnessView,
+    Span,
+)
 from saga.report.sampler import MOST_SAMPLES
 from saga.testing import FakeCluster, snapshot
 
@@ -60,7 +69,7 @@ class Watched(FakeCluster):
         self.advance(EVERY_US)
         self.view.take(self.now)
 
-    def told(self, owner: str | None = None, span: Any = "hour") -> dict[str, Any]:
+    def told(self, owner: str | None = None, span: Span = "hour") -> dict[str, Any]:
         return self.view.told(owner, span)
 
 
@@ -107,11 +116,15 @@ def test_shares_are_of_the_window_before_a_sample() -> None:
     assert cluster.told()["tenants"]["blue"]["share"][-1] is None, "nobody was given anything"
 
 
-def test_samples_are_taken_when_it_is_time() -> None:
-    view = FairnessView(Watched().scheduler)
-    for now in (1_000_000, 2_000_000, 10_999_999, 11_300_000, 500_000_000):
+def test_samples_are_taken_when_somebody_comes_by_and_it_is_time() -> None:
+    view, taken = FairnessView(Watched().scheduler), []
+    for now in range(0, 100_000_000, 1_300_000):
         view.take(now)
-    assert view.told(None, "hour")["at_us"] == [1_000_000, 11_300_000, 500_000_000]
+        taken += [now] if now % EVERY_US < 1_300_000 else []
+    assert len(taken) == 10
+    view.take(500_000_000)
+    for span in SPANS:
+        assert view.told(None, span)["at_us"] == [*taken, 500_000_000]
 
 
 def test_a_newcomer_had_nothing_before() -> None:
@@ -221,7 +234,7 @@ def test_law_nothing_that_was_given_is_lost(steps: list[Step], most: int) -> Non
     latest = cluster.view.latest
     assert len(latest) <= most + 1
     assert sum(reading.service_us for reading in latest.values()) == sum(ended.values())
-    for span in ("hour", "run"):
+    for span in SPANS:
         told = cluster.told(span=span)
         rows = [*told["tenants"].values(), *filter(None, [told["others"]])]
         for row in rows:
@@ -244,7 +257,7 @@ def test_nothing_grows_for_ever() -> None:
 
     full = work(20)
     assert work(50) == full
-    for span in ("hour", "run"):
+    for span in SPANS:
         assert len(cluster.told(span=span)["tenants"]) <= 8
     assert set(cluster.view.latest) == {*cluster.told()["tenants"], OTHERS}
 

@@ -71,7 +71,7 @@ class FairnessView:
         """Samples, if it is time to. O(unfinished workflows and requests)."""
         if now < self._next_us:
             return
-        self._next_us = now + EVERY_US
+        self._next_us = now - now % EVERY_US + EVERY_US
         readings = self._meter.read(now, self._kept)
         self._choose(self._count(readings))
         others = [readings[name] for name in readings if name not in self._kept]
@@ -83,7 +83,7 @@ class FairnessView:
         self._hour.add(now, self.latest)
         if len(self._hour.at_us) > NUM_RECENT:
             self._hour.keep(slice(1, None))
-        if self._run.next_us <= now:
+        if self._run.next_us <= now + EVERY_US // 2:  # they come when there is time for them
             self._run.add(now, self.latest)
 
     def _count(self, readings: dict[str, Reading]) -> list[str]:
