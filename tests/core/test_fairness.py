@@ -199,6 +199,7 @@ class Watch:
                 tenant=self.tenants[number % 2],
                 agent_type="agent",
                 submitted=0,
+                ranked_at=0,
             )
             for number in range(num_workflows)
         ]

@@ -186,7 +186,9 @@ def test_looking_at_a_graph_leaves_no_trace() -> None:
 
 def test_a_session_is_told_what_its_types_graph_says() -> None:
     store, tenant = GraphStore(), Tenant(id="t")
-    coder = Workflow(id="w", tenant=tenant, agent_type="coder", submitted=0, mean_steps=5.0)
+    coder = Workflow(
+        id="w", tenant=tenant, agent_type="coder", submitted=0, ranked_at=0, mean_steps=5.0
+    )
     session = Session(id="s", workflow=coder, resident_tokens=900)
     assert store.remaining(session) == AgentExecutionGraph().remaining(START, 5.0)
     store.learn("coder").observe_step("shell", "shell", new_tokens=100)

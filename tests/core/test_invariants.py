@@ -149,6 +149,14 @@ def a_finished_session_is_kept(scene: Scene) -> None:
     scene.session("acting").state = SessionState.DONE
 
 
+def a_session_runs_that_is_not_admitted(scene: Scene) -> None:
+    scene.session("running").admitted = False
+
+
+def a_session_that_is_not_admitted_counts_in_a_working_set(scene: Scene) -> None:
+    scene.session("acting").admitted = False
+
+
 def an_engine_miscounts_its_kv(scene: Scene) -> None:
     scene.engine.resident_tokens += 1
 
@@ -162,7 +170,7 @@ def an_engine_miscounts_its_working_set(scene: Scene) -> None:
 
 
 def an_engine_miscounts_its_sessions(scene: Scene) -> None:
-    scene.engine.num_sessions += 1
+    del scene.engine.sessions[scene.session("acting").id]
 
 
 def a_session_forgets_where_it_was_assigned(scene: Scene) -> None:
@@ -178,7 +186,7 @@ def a_session_lives_on_an_engine_that_is_gone(scene: Scene) -> None:
 def a_session_is_assigned_to_an_engine_that_is_gone(scene: Scene) -> None:
     session = scene.session("queued")
     scene.engine.committed_tokens -= session.committed_tokens
-    scene.engine.num_sessions -= 1
+    del scene.engine.sessions[session.id]
     session.assigned = scene.other
 
 
@@ -237,6 +245,8 @@ CORRUPTIONS: dict[str, tuple[Corruption, ...]] = {
         a_session_waits_while_it_runs,
         a_session_reasons_in_a_queue,
         a_finished_session_is_kept,
+        a_session_runs_that_is_not_admitted,
+        a_session_that_is_not_admitted_counts_in_a_working_set,
     ),
     "4 KV": (
         an_engine_miscounts_its_kv,

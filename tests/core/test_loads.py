@@ -5,9 +5,10 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.core.test_queues import make_request
 
 from saga.core.loads import MEASURES, Loads, Measure, tie_break
-from saga.core.model import Engine
+from saga.core.model import Engine, Tenant
 
 
 def an_engine(number: int) -> Engine:
@@ -21,8 +22,12 @@ def an_engine(number: int) -> Engine:
 
 
 COUNTS = st.sampled_from(
-    ["num_queued", "num_waiting", "num_running", "num_sessions", "committed_tokens"]
+    ["num_queued", "num_waiting", "num_running", "sessions", "committed_tokens"]
 )
+SESSIONS = [
+    {name: make_request(name, Tenant(id="t")).session for name in "abc"[:count]}
+    for count in range(4)
+]
 
 
 @pytest.mark.parametrize("measure", list(MEASURES))
@@ -36,7 +41,10 @@ def test_a_table_is_what_a_scan_would_find(
     outsider = an_engine(4)
     for slot, count, value, look in changes:
         engine = [*engines, outsider][slot]
-        setattr(engine, count, value)
+        if count == "sessions":
+            engine.sessions = SESSIONS[value]
+        else:
+            setattr(engine, count, value)
         loads.touch(engine)
         if look:
             scanned = [MEASURES[measure](each) for each in engines]
@@ -59,7 +67,8 @@ def test_engines_that_came_or_went() -> None:
 def test_measures_by_hand() -> None:
     engine = an_engine(0)
     engine.num_queued, engine.num_waiting, engine.num_running = 3, 1, 4
-    engine.resident_tokens, engine.num_sessions = 50_000, 9
+    engine.resident_tokens = 50_000
+    engine.sessions = {name: make_request(name, Tenant(id="t")).session for name in "abcdefghi"}
     assert MEASURES["requests"](engine) == 8
     assert MEASURES["sessions"](engine) == 9
     assert MEASURES["paper"](engine) == pytest.approx(0.5 * 0.5 + 0.5 * 0.5 + 0.05 * 4)

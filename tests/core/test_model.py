@@ -26,7 +26,7 @@ S = TypeVar("S", bound=StrEnum)
 
 def a_session() -> Session:
     tenant = Tenant(id="tenant")
-    workflow = Workflow(id="workflow", tenant=tenant, agent_type="agent", submitted=0)
+    workflow = Workflow(id="workflow", tenant=tenant, agent_type="agent", submitted=0, ranked_at=0)
     return Session(id="session", workflow=workflow)
 
 

@@ -17,7 +17,7 @@ def limit(window: float | None) -> Limit | None:
 
 
 def make_request(name: str, tenant: Tenant) -> Request:
-    workflow = Workflow(id=name, tenant=tenant, agent_type="agent", submitted=0)
+    workflow = Workflow(id=name, tenant=tenant, agent_type="agent", submitted=0, ranked_at=0)
     session = Session(id=name, workflow=workflow)
     return Request(id=name, session=session, arrived=0, prompt_tokens=1, expected_output_tokens=1)
 

@@ -51,8 +51,10 @@ def engine(
 ) -> Engine:
     """Ten seats, so that by the paper's measure a running request weighs 0.05 like a queued one,
     and 10 % of memory does too."""
+    sessions = {str(number): session(str(number)) for number in range(now.pop("num_sessions", 0))}
     return Engine(
         id=name,
+        sessions=sessions,
         kv_capacity_tokens=capacity,
         max_num_seqs=seats,
         prefill_us_per_token=2.0,
@@ -65,7 +67,7 @@ def workflow(name: str = "workflow", *, tenant: Tenant | None = None, **now: Any
     return Workflow(
         id=name,
         tenant=tenant or Tenant(id="tenant"),
-        **{"agent_type": "agent", "submitted": 0, **now},
+        **{"agent_type": "agent", "submitted": 0, "ranked_at": 0, **now},
     )
 
 

@@ -76,6 +76,12 @@ class AlwaysAdmits:
     def admit(self, request: RequestView, cluster: ClusterView) -> Verdict:
         return Verdict(True, "why not")
 
+    def stay(self, request: RequestView, cluster: ClusterView) -> Verdict:
+        return Verdict(True, "why not")
+
+    def outstay(self, request: RequestView, first: RequestView, cluster: ClusterView) -> Verdict:
+        return Verdict(True, "why not")
+
     def growth_tokens(self, session: SessionView, tokens: int, cluster: ClusterView) -> int:
         return 0
 

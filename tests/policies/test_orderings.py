@@ -17,7 +17,7 @@ from saga.policies.program_fcfs import ProgramFcfs
 
 
 def ask(name: str, *, arrived: int, submitted: int, steps: int, warm: bool) -> Request:
-    owner = workflow(name, submitted=submitted)
+    owner = workflow(name, submitted=submitted, ranked_at=submitted)
     asked = session(name, of=owner, num_steps=steps, resident_tokens=100 if warm else 0)
     return request(name, of=asked, arrived=arrived)
 
@@ -82,3 +82,9 @@ def test_a_prefix_is_no_longer_than_the_prompt() -> None:
     cut = request("cut", of=session(resident_tokens=9_000), prompt=1_000)
     grown = request("grown", of=session(resident_tokens=1_500), prompt=2_000)
     assert LongestPrefix().key(grown, Cluster()) < LongestPrefix().key(cut, Cluster())
+
+
+def test_a_workflow_that_gave_way_lost_its_age() -> None:
+    old, new = workflow("old", submitted=1, ranked_at=30), workflow("new", submitted=9, ranked_at=9)
+    keys = [ProgramFcfs().key(request(of=session(of=one)), Cluster(now=50)) for one in (old, new)]
+    assert keys[0] > keys[1]

@@ -1,10 +1,11 @@
+from dataclasses import replace
 from math import e
 from typing import Any
 
 import pytest
-from tests.policies.factory import Cluster, engine, request, session, workflow
+from tests.policies.factory import SECOND, Cluster, engine, request, session, workflow
 
-from saga.core.model import Engine
+from saga.core.model import Engine, Request, Session, Tenant
 from saga.policies.working_set import WorkingSet
 
 POLICY = WorkingSet(kappa=1.0, reserve=0.2)
@@ -115,3 +116,165 @@ def test_how_long_an_absent_session_counts() -> None:
 def test_absences_that_make_no_sense_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="absent_"):
         WorkingSet(**bad)
+
+
+# ---- going on after a tool
+
+
+def back(prompt: int = 1_000, *, on: Engine, ranked_at: int = 0, admitted_at: int = 0) -> Request:
+    """Its session did a step there and is back; 100 output tokens are expected."""
+    own = session(
+        "back",
+        of=workflow("back", ranked_at=ranked_at),
+        assigned=on,
+        committed_tokens=prompt,
+        context_tokens=prompt,
+        admitted_at=admitted_at,
+        num_steps=1,
+    )
+    on.sessions["back"] = own
+    on.committed_tokens += prompt
+    return request(of=own, prompt=prompt)
+
+
+def beside(
+    on: Engine, name: str, tokens: int, *, ranked_at: int = 0, tenant: Tenant | None = None
+) -> Session:
+    """Another session there, in since the beginning."""
+    other = session(
+        name,
+        of=workflow(name, ranked_at=ranked_at, tenant=tenant),
+        assigned=on,
+        committed_tokens=tokens,
+    )
+    on.sessions[name] = other
+    on.committed_tokens += tokens
+    return other
+
+
+@pytest.mark.parametrize(("prompt", "stays"), [(1_899, True), (1_900, True), (1_901, False)])
+def test_the_youngest_waits_when_contexts_have_outgrown_the_memory(
+    prompt: int, stays: bool
+) -> None:
+    here = engine()  # of 10,000
+    beside(here, "old", 8_000, ranked_at=1)
+    young = back(prompt, on=here, ranked_at=2)
+    assert POLICY.stay(young, cluster_of(here, entitled=1e9)).admit is stays
+
+
+def test_older_ones_keep_their_memory() -> None:
+    here = engine()
+    beside(here, "young", 8_000, ranked_at=2)
+    old = back(5_000, on=here, ranked_at=1)
+    assert POLICY.stay(old, cluster_of(here, entitled=1e9)).admit
+
+
+def test_tenants_within_their_share_keep_their_memory() -> None:
+    here, hog = engine(), Tenant(id="hog", committed_tokens=8_000)
+    beside(here, "old", 8_000, ranked_at=1, tenant=hog)
+    young = back(5_000, on=here, ranked_at=2)
+    assert POLICY.stay(young, cluster_of(here, entitled=6_000.0)).admit
+    assert not POLICY.stay(young, cluster_of(here, entitled=9_000.0)).admit, "as the hog is, too"
+
+
+def test_whoever_is_alone_goes_on() -> None:
+    here = engine()
+    assert POLICY.stay(back(50_000, on=here), cluster_of(here)).admit
+
+
+def test_a_session_whose_engine_is_gone_is_a_newcomer() -> None:
+    lost = request(of=session(num_steps=3), prompt=1_100)
+    full = engine(committed_tokens=9_000, num_sessions=1)
+    assert not POLICY.stay(lost, cluster_of(full)).admit
+    assert POLICY.stay(lost, cluster_of(engine())).admit
+
+
+# ---- giving way
+
+PATIENT = WorkingSet(kappa=1.0, reserve=0.0, patience_s=100.0, turning=0.05)
+
+
+def outstays(
+    here: Engine, returned: Request, *, first: Request, now_s: float, entitled: float = 1e9
+) -> bool:
+    cluster = replace(cluster_of(here, entitled=entitled), now=int(now_s * SECOND))
+    verdict = PATIENT.outstay(returned, first, cluster)
+    assert verdict.reason
+    return not verdict.admit
+
+
+def newcomer(
+    prompt: int = 1_100, *, arrived_s: float = 0.0, tenant: Tenant | None = None
+) -> Request:
+    waits = session("first", of=workflow("first", tenant=tenant))
+    return request("first", of=waits, prompt=prompt, arrived=int(arrived_s * SECOND))
+
+
+@pytest.mark.parametrize(("now_s", "gives_way"), [(100.0, False), (100.1, True)])
+def test_patience_ends(now_s: float, gives_way: bool) -> None:
+    here = engine(committed_tokens=9_500)
+    returned = back(500, on=here)
+    assert outstays(here, returned, first=newcomer(), now_s=now_s) is gives_way
+
+
+@pytest.mark.parametrize(("admitted_s", "gives_way"), [(4.9, True), (5.1, False)])
+def test_nobody_gives_way_before_the_own_turn_is_over(admitted_s: float, gives_way: bool) -> None:
+    here = engine(committed_tokens=9_500)
+    returned = back(500, on=here, admitted_at=int(admitted_s * SECOND))
+    assert outstays(here, returned, first=newcomer(), now_s=105.0) is gives_way
+
+
+@pytest.mark.parametrize(("now_s", "gives_way"), [(125.0, False), (125.1, True)])
+def test_the_cheapest_context_goes_first_unless_there_is_a_hurry(
+    now_s: float, gives_way: bool
+) -> None:
+    here = engine(committed_tokens=7_000)
+    beside(here, "cheaper", 1_000)
+    returned = back(2_000, on=here)
+    assert outstays(here, returned, first=newcomer(), now_s=now_s) is gives_way
+
+
+def test_turns_have_a_price() -> None:
+    """1,000 tokens at 2 us; a twentieth of half an hour is 90 s, twice that in a hurry."""
+    here = engine(committed_tokens=9_000)
+    returned, first = back(1_000, on=here), newcomer()
+    here.turns.append((0, 89.998 * SECOND))
+    assert outstays(here, returned, first=first, now_s=101.0)
+    here.turns.append((1, 10.0))
+    assert not outstays(here, returned, first=first, now_s=101.0)
+    assert outstays(here, returned, first=first, now_s=126.0)
+    here.turns.append((2, 90 * SECOND))
+    assert not outstays(here, returned, first=first, now_s=126.0)
+    assert outstays(here, returned, first=first, now_s=1_801.0), "long ago"
+
+
+def test_who_has_more_memory_is_not_given_more() -> None:
+    poor, rich = (Tenant(id="t", committed_tokens=tokens) for tokens in (1_000, 2_000))
+    here = engine(committed_tokens=9_000)
+    returned = back(1_000, on=here)
+    returned.session.workflow.tenant.committed_tokens = 1_500
+    assert outstays(here, returned, first=newcomer(tenant=poor), now_s=101.0)
+    assert not outstays(here, returned, first=newcomer(tenant=rich), now_s=101.0)
+    rich.weight = 2.0
+    assert outstays(here, returned, first=newcomer(tenant=rich), now_s=101.0)
+    assert not outstays(here, returned, first=newcomer(tenant=rich), now_s=101.0, entitled=1_999.0)
+
+
+def test_nobody_gives_way_for_nothing() -> None:
+    """Its memory would not do, and another engine is closer to having room."""
+    here, there = engine("here", committed_tokens=9_000), engine("there", committed_tokens=9_000)
+    returned, large = back(500, on=here), newcomer(3_000)
+    beside(there, "other", 100)
+    cluster = replace(cluster_of(here, there, entitled=1e9), now=101 * SECOND)
+    assert PATIENT.outstay(returned, large, cluster).admit
+    beside(there, "another", 900)
+    assert not PATIENT.outstay(returned, large, cluster).admit, "its own engine is the closest"
+
+
+def test_nobody_gives_way_on_an_engine_that_drains_or_without_memory() -> None:
+    here = engine(committed_tokens=9_000)
+    returned = back(1_000, on=here)
+    here.draining = True
+    assert not outstays(here, returned, first=newcomer(), now_s=101.0)
+    returned.session.assigned = None
+    assert not outstays(here, returned, first=newcomer(), now_s=101.0)

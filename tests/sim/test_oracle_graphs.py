@@ -27,7 +27,9 @@ from saga.traces.script import SessionScript, WorkflowScript
 
 def session_of(script: WorkflowScript, index: int = 0, *, done: int, resident: int = 0) -> Session:
     """The scheduler's picture of a session that has done so many steps."""
-    played = Workflow(id=script.id, tenant=Tenant(id="t"), agent_type="agent", submitted=0)
+    played = Workflow(
+        id=script.id, tenant=Tenant(id="t"), agent_type="agent", submitted=0, ranked_at=0
+    )
     return Session(
         id=script.session_id(index), workflow=played, num_steps=done, resident_tokens=resident
     )

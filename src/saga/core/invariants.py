@@ -6,7 +6,7 @@ The numbers are those of ``docs/architecture.md``. Laws about a whole run (8 det
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from saga.core.errors import InvariantError
@@ -57,7 +57,7 @@ def _conservation(scheduler: Scheduler) -> str | None:
 
 
 def _lifecycle(scheduler: Scheduler) -> str | None:
-    """2 Lifecycle: a session's state says what its requests do"""
+    """2 Lifecycle: a session's state says what its requests do; none runs that is not admitted"""
     for session in scheduler.state.sessions.values():
         states = {request.state for request in session.requests.values()}
         on_engine = states & {RequestState.DISPATCHED, RequestState.RUNNING}
@@ -69,6 +69,8 @@ def _lifecycle(scheduler: Scheduler) -> str | None:
         }
         if not fits[session.state]:
             return f"session {session.id!r} is {session.state} with requests {sorted(states)}"
+        if not session.admitted and (on_engine or session.assigned is not None):
+            return f"session {session.id!r} is not admitted, and uses memory"
     return None
 
 
@@ -77,7 +79,7 @@ def _residency(scheduler: Scheduler) -> str | None:
     state = scheduler.state
     resident: Counter[str] = Counter()
     committed: Counter[str] = Counter()
-    sessions: Counter[str] = Counter()
+    sessions: dict[str, set[str]] = defaultdict(set)
     owned: Counter[str] = Counter()
     for session in state.sessions.values():
         if session.home is not None:
@@ -85,9 +87,9 @@ def _residency(scheduler: Scheduler) -> str | None:
         if session.assigned is not None:
             committed[session.assigned.id] += session.committed_tokens
             owned[session.workflow.tenant.id] += session.committed_tokens + session.growth_tokens
-            sessions[session.assigned.id] += 1
+            sessions[session.assigned.id].add(session.id)
     for engine in state.engines.values():
-        counted = (engine.resident_tokens, engine.committed_tokens, engine.num_sessions)
+        counted = (engine.resident_tokens, engine.committed_tokens, set(engine.sessions))
         actual = (resident[engine.id], committed[engine.id], sessions[engine.id])
         if counted != actual:
             return (

@@ -6,7 +6,7 @@ through the read-only Protocols of ``policy``.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -93,6 +93,8 @@ class Workflow:
     tenant: Tenant
     agent_type: str
     submitted: int
+    ranked_at: int
+    """By what age it is ranked: since it was submitted, or last gave way to others."""
     deadline: int | None = None
     mean_steps: float | None = None
     sessions: dict[str, Session] = field(default_factory=dict)
@@ -132,7 +134,9 @@ class Session:
     parent: str | None = None
     state: SessionState = SessionState.ACTING
     admitted: bool = False
-    """Whether it may use memory; until then its requests wait."""
+    """Whether it may use memory; otherwise its requests wait."""
+    admitted_at: int = 0
+    """Since when."""
     home: Engine | None = None
     """The engine that last accepted one of its requests; its KV is there if anywhere."""
     assigned: Engine | None = None
@@ -221,10 +225,12 @@ class Engine:
     """Working set: context of every unfinished session assigned here."""
     growth_tokens: int = 0
     """What these are expected to grow by."""
-    num_sessions: int = 0
+    sessions: dict[str, Session] = field(default_factory=dict)
     """Unfinished sessions assigned here."""
     resident_tokens: int = 0
     """KV here of unfinished sessions, as far as the scheduler was told."""
+    turns: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=256))
+    """When sessions gave way to waiting ones, and the GPU time of computing their context again."""
     idle_since: int | None = 0
     """Since when it has neither queued nor dispatched work; None while it has."""
     preempt_checked: int = -1
@@ -237,6 +243,10 @@ class Engine:
     """Dispatched or running here."""
     running: dict[str, Request] = field(default_factory=dict)
     """Those in its batch, the one that started first first."""
+
+    @property
+    def num_sessions(self) -> int:
+        return len(self.sessions)
 
     @property
     def memory_pressure(self) -> float:
@@ -266,6 +276,8 @@ class ClusterState:
     """By final state."""
     num_epochs: int = 0
     num_steals: int = 0
+    num_pauses: int = 0
+    """Times that a session back from its tool had to wait for memory."""
 
     @property
     def open_engines(self) -> list[Engine]:

@@ -7,7 +7,7 @@ die).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -43,6 +43,8 @@ class WorkflowView(Protocol):
     @property
     def submitted(self) -> int: ...
     @property
+    def ranked_at(self) -> int: ...
+    @property
     def deadline(self) -> int | None: ...
     @property
     def mean_steps(self) -> float | None: ...
@@ -76,6 +78,12 @@ class SessionView(Protocol):
     def home(self) -> EngineView | None: ...
     @property
     def assigned(self) -> EngineView | None: ...
+    @property
+    def admitted_at(self) -> int: ...
+    @property
+    def committed_tokens(self) -> int: ...
+    @property
+    def growth_tokens(self) -> int: ...
     @property
     def resident_tokens(self) -> int: ...
     @property
@@ -128,6 +136,17 @@ class EngineView(Protocol):
     def growth_tokens(self) -> int: ...
     @property
     def num_sessions(self) -> int: ...
+    @property
+    def sessions(self) -> Mapping[str, SessionView]:
+        """Unfinished ones that count here, by id."""
+        ...
+
+    @property
+    def turns(self) -> Iterable[tuple[int, float]]:
+        """When sessions gave way to waiting ones here, oldest first, and the GPU time of computing
+        their context again."""
+        ...
+
     @property
     def resident_tokens(self) -> int: ...
     @property
@@ -216,6 +235,14 @@ class AdmissionPolicy(Protocol):
     """May this session start now, given the KV working set? Asked for sub-agents, too."""
 
     def admit(self, request: RequestView, cluster: ClusterView) -> Verdict: ...
+
+    def stay(self, request: RequestView, cluster: ClusterView) -> Verdict:
+        """May a session that is back from its tool go on? If not, it waits like a newcomer."""
+        ...
+
+    def outstay(self, request: RequestView, first: RequestView, cluster: ClusterView) -> Verdict:
+        """The same, while ``first`` waits to be let in."""
+        ...
 
     def growth_tokens(self, session: SessionView, tokens: int, cluster: ClusterView) -> int:
         """What a session with a context of ``tokens`` is expected to need beyond them."""

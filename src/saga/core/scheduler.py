@@ -12,6 +12,7 @@ from typing import Any
 
 from saga.core import actions as act
 from saga.core import events as ev
+from saga.core.admission import Admission
 from saga.core.errors import ClockError, DuplicateIdError, UnknownIdError
 from saga.core.fairness import ServiceLedger
 from saga.core.graph import GraphStore, RemainingWork
@@ -25,7 +26,7 @@ from saga.core.model import (
     Tenant,
     Workflow,
 )
-from saga.core.policy import AdmissionPolicy, FairnessPolicy, Policies
+from saga.core.policy import FairnessPolicy, Policies
 from saga.core.queues import FairQueue
 from saga.core.return_times import owner_of
 from saga.core.session_kv import SessionKV
@@ -34,8 +35,6 @@ from saga.core.view import View
 
 STORY_LENGTH = 32
 """Events kept for the story of a broken law."""
-NUM_ASKED = 4
-"""Tenants whose next session is tried, best first, before all wait for room."""
 QUIET_EPOCHS = 5
 """Epochs without a look at an engine's queue after which a tick looks."""
 
@@ -55,9 +54,6 @@ class Scheduler:
         self.state = ClusterState()
         self.queues: dict[str, FairQueue] = {}
         """By engine: placed requests that wait for room there."""
-        fairness = policies.fairness
-        self.unadmitted = FairQueue(None if fairness is None else fairness.start_limit)
-        """Requests whose session may not start yet."""
         self.unplaced: dict[str, Request] = {}
         """Admitted requests that no engine can take now."""
         self.story: deque[ev.Event] = deque(maxlen=STORY_LENGTH)
@@ -65,6 +61,11 @@ class Scheduler:
         self.view = View(self.state, self.queues, graphs)
         self.turns = Turns(policies.ordering, self.view)
         self.kv = SessionKV(policies, self.state, self.view, self._do)
+        self.admission = Admission(
+            policies, self.state, self.view, self.ledger, self.kv, self._place
+        )
+        self.unadmitted = self.admission.queue
+        """Requests whose session may not use memory now."""
         self._check = check
         self._actions: list[act.Action] = []
         self._stirred: dict[str, Engine] = {}
@@ -218,6 +219,7 @@ class Scheduler:
             tenant=tenant,
             agent_type=event.agent_type,
             submitted=event.at,
+            ranked_at=event.at,
             deadline=event.deadline,
             mean_steps=event.mean_steps,
         )
@@ -315,14 +317,12 @@ class Scheduler:
         if session.state is SessionState.ACTING:
             session.move(SessionState.WAITING)
         self.turns.arrive(request)
-        if session.admitted:
+        if session.admitted and not self.admission.must_pause(request):
             self._place(request)
-        else:
-            if self._is_too_long(request):
-                return
-            request.reason = "it is not admitted yet"
-            self.unadmitted.push(request, self.policies.ordering.key(request, self.view))
-        if request.state is RequestState.QUEUED:
+        elif not self._is_too_long(request):
+            request.reason = request.reason or "it is not admitted yet"
+            self.admission.wait(request)
+        if session.admitted and request.state is RequestState.QUEUED:
             self.kv.protect_queued(session)
 
     def _request_started(self, event: ev.RequestStarted) -> None:
@@ -644,7 +644,7 @@ class Scheduler:
         if lapses and lapses[0][0] <= now:
             self.kv.lapse_due()
         if unadmitted:
-            self._admit()
+            self.admission.let_in()
         while self._stirred:
             _, engine = self._stirred.popitem()
             queue = self.queues[engine.id]
@@ -654,30 +654,6 @@ class Scheduler:
                 self._consider_preemption(engine, queue, self.policies.fairness)
         if prefetches or self._num_placed or self.unplaced or unadmitted:
             self._ask_to_wake()
-
-    def _admit(self) -> None:
-        """Starts sessions in their order for as long as the admission policy agrees."""
-        admission = self.policies.admission
-        if admission is None or not self.view.engines:
-            return
-        while (head := self._next_to_start(admission)) is not None:
-            head.session.admitted = True
-            self.ledger.start(head, self.view, self.unadmitted)
-            self._place(head)
-            for request in list(head.session.requests.values()):
-                if request in self.unadmitted:
-                    self.unadmitted.remove(request)
-                    self._place(request)
-
-    def _next_to_start(self, admission: AdmissionPolicy) -> Request | None:
-        """The first that may start now. One that does not fit yet lets others by, who use up their
-        lead over it by that."""
-        for head in self.unadmitted.first(NUM_ASKED):
-            verdict = admission.admit(head, self.view)
-            if verdict.admit:
-                return head
-            head.reason = verdict.reason
-        return None
 
     def _consider_preemption(
         self, engine: Engine, queue: FairQueue, fairness: FairnessPolicy

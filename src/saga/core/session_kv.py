@@ -72,7 +72,7 @@ class SessionKV:
             tenant.committed_tokens -= session.committed_tokens + session.growth_tokens
             before.committed_tokens -= session.committed_tokens
             before.growth_tokens -= session.growth_tokens
-            before.num_sessions -= 1
+            del before.sessions[session.id]
             self._view.loads.touch(before)
         session.assigned = engine
         session.committed_tokens = session.growth_tokens = 0
@@ -82,7 +82,7 @@ class SessionKV:
             tenant.committed_tokens += tokens + session.growth_tokens
             engine.committed_tokens += tokens
             engine.growth_tokens += session.growth_tokens
-            engine.num_sessions += 1
+            engine.sessions[session.id] = session
             self._view.loads.touch(engine)
 
     def _growth(self, session: Session, tokens: int) -> int:
@@ -96,6 +96,12 @@ class SessionKV:
         retention = self._retention(home)
         if retention is not None and retention.protect_queued:
             self.retain(session, home, FOREVER, 1.0, "its next request is here")
+
+    def demote(self, session: Session, reason: str) -> None:
+        """Its next request will not come soon: its KV goes before that of others."""
+        home = session.home
+        if home is not None and session.resident_tokens and self._retention(home) is not None:
+            self.retain(session, home, self._state.now, 0.0, reason)
 
     def begin_gap(self, session: Session) -> None:
         """A step ended: what becomes of the session's KV until it returns?"""

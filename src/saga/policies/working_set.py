@@ -2,8 +2,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saga.core.policy import ClusterView, RequestView, SessionView, TenantView, Verdict
+from saga.core.policy import (
+    ClusterView,
+    EngineView,
+    RequestView,
+    SessionView,
+    TenantView,
+    Verdict,
+)
 from saga.core.return_times import owner_of
+
+TURNING_US = 1_800_000_000
+"""Time over which the price of turns is counted: half an hour."""
+HURRY = 1.25
+"""Who waits for so many times the patience gets anybody's memory, and for twice the price."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,12 +25,21 @@ class WorkingSet:
 
     An engine without any session always admits, so nothing waits for ever. A session counts while
     it is away for as long as its tool usually takes: nobody knows which sessions are over.
+
+    May one that is back from its tool go on? Yes, while the contexts on its engine fit into the KV
+    memory, older workflows first, and nobody has waited for ``patience_s``. Then sessions give way
+    that were in for as long themselves, the ones that are cheapest to compute again first, at a
+    price of ``turning`` at most.
     """
 
     kappa: float = 0.9
     """The rest is for sessions that grow by more than expected."""
     reserve: float = 0.1
     """Part of the KV capacity, beyond ``kappa``, for tenants that have less than their share."""
+    patience_s: float = 350.0
+    """Usual clients give up after 600."""
+    turning: float = 0.05
+    """Part of the GPU time that contexts may take that are computed again after a turn."""
 
     absent_percentile: float = 0.95
     absent_unknown_s: float = 60.0
@@ -29,23 +50,96 @@ class WorkingSet:
     def __post_init__(self) -> None:
         if not (self.kappa > 0 and self.reserve >= 0):
             raise ValueError("kappa must be above 0 and reserve not below 0")
+        if not (self.patience_s > 0 and self.turning >= 0):
+            raise ValueError("patience_s must be above 0 and turning not below 0")
         if not 0 < self.absent_percentile <= 1:
             raise ValueError("absent_percentile must be above 0 and at most 1")
         if not (self.absent_unknown_s >= 0 and self.absent_floor_s >= 0):
             raise ValueError("absent_unknown_s and absent_floor_s must not be below 0")
 
     def admit(self, request: RequestView, cluster: ClusterView) -> Verdict:
-        need = request.prompt_tokens
-        need += self.growth_tokens(request.session, need, cluster)
-        kappa = self.kappa
-        if self._is_owed(request.session.workflow.tenant, need, cluster):
-            kappa += self.reserve
+        need, kappa = self._needs(request, cluster)
         for engine in cluster.engines:
-            taken = engine.committed_tokens + engine.growth_tokens
-            fits = taken + need <= kappa * engine.kv_capacity_tokens
-            if fits or engine.num_sessions == 0:
+            if excess(engine, need, kappa) <= 0 or engine.num_sessions == 0:
                 return Verdict(True, "its working set fits")
         return Verdict(False, "no engine has KV memory for its working set")
+
+    def stay(self, request: RequestView, cluster: ClusterView) -> Verdict:
+        session = request.session
+        engine = session.assigned or session.home
+        if engine is None:
+            return self.admit(request, cluster)
+        need = request.prompt_tokens + request.expected_output_tokens
+        taken = engine.committed_tokens - session.committed_tokens
+        if taken and need + taken > engine.kv_capacity_tokens:
+            rank = self._rank(session, cluster)
+            kept = [one for one in engine.sessions.values() if self._rank(one, cluster) < rank]
+            taken = sum(one.committed_tokens for one in kept)
+            if need + taken > engine.kv_capacity_tokens:
+                return Verdict(False, f"contexts on {engine.id} have outgrown its KV memory")
+        return Verdict(True, "its working set fits")
+
+    def outstay(self, request: RequestView, first: RequestView, cluster: ClusterView) -> Verdict:
+        session, engine = request.session, request.session.assigned
+        waited = (cluster.now - first.arrived) / (self.patience_s * 1e6)
+        if (
+            waited <= 1.0
+            or engine is None
+            or engine.draining
+            or not self._had_turn(session, cluster)
+        ):
+            return Verdict(True, "its turn is not over")
+        if not self._is_due(first.session.workflow.tenant, session.workflow.tenant, cluster):
+            return Verdict(True, "those who wait have their share of memory")
+        in_hurry = waited > HURRY
+        if not in_hurry and self._cheapest(engine, cluster) is not session:
+            return Verdict(True, "another session of its engine is cheaper to compute again")
+        price = engine.cost_us(session.context_tokens, 0) + sum(
+            cost for at, cost in engine.turns if at > cluster.now - TURNING_US
+        )
+        if price > self.turning * TURNING_US * (2.0 if in_hurry else 1.0):
+            return Verdict(True, "turns cost too much already")
+        if not self._makes_room(session, engine, first, cluster):
+            return Verdict(True, "its memory would not do for those who wait")
+        return Verdict(False, f"its turn is over: session {first.session.id} has waited long")
+
+    def _had_turn(self, session: SessionView, cluster: ClusterView) -> bool:
+        return cluster.now - session.admitted_at > self.patience_s * 1e6
+
+    def _is_due(self, waits: TenantView, stays: TenantView, cluster: ClusterView) -> bool:
+        """Whether the first tenant should have memory of the second."""
+        has_more = waits.committed_tokens * stays.weight > stays.committed_tokens * waits.weight
+        return not (has_more or self._is_over(waits, cluster))
+
+    def _cheapest(self, engine: EngineView, cluster: ClusterView) -> SessionView:
+        """Whose context takes the least to be computed again, of those that had their turn."""
+        had_turn = [one for one in engine.sessions.values() if self._had_turn(one, cluster)]
+        return min(had_turn, key=lambda one: one.committed_tokens)
+
+    def _makes_room(
+        self, session: SessionView, engine: EngineView, first: RequestView, cluster: ClusterView
+    ) -> bool:
+        """Whether ``first`` fits where the session was, or nowhere better."""
+        need, kappa = self._needs(first, cluster)
+        freed = session.committed_tokens + session.growth_tokens
+        nearest = min(cluster.engines, key=lambda one: excess(one, need, kappa))
+        return engine is nearest or excess(engine, need - freed, kappa) <= 0
+
+    def _needs(self, request: RequestView, cluster: ClusterView) -> tuple[int, float]:
+        """Tokens, and the part of an engine's memory up to which it may be filled with them."""
+        need = request.prompt_tokens
+        need += self.growth_tokens(request.session, need, cluster)
+        is_owed = self._is_owed(request.session.workflow.tenant, need, cluster)
+        return need, self.kappa + self.reserve if is_owed else self.kappa
+
+    def _rank(self, session: SessionView, cluster: ClusterView) -> tuple[bool, int, str]:
+        """Who keeps memory: those of tenants within their share, and the older ones."""
+        workflow = session.workflow
+        return self._is_over(workflow.tenant, cluster), workflow.ranked_at, session.id
+
+    def _is_over(self, tenant: TenantView, cluster: ClusterView) -> bool:
+        """Whether it has more memory than its share, some of which is for growth."""
+        return self.kappa * tenant.committed_tokens > cluster.entitled_tokens(tenant)
 
     def _is_owed(self, tenant: TenantView, need: int, cluster: ClusterView) -> bool:
         """Whether its working set stays within its share of the memory."""
@@ -61,3 +155,9 @@ class WorkingSet:
         if usual is None:
             usual = 0 if session.tool is None else int(self.absent_unknown_s * 1e6)
         return max(usual, int(self.absent_floor_s * 1e6))
+
+
+def excess(engine: EngineView, need: int, kappa: float) -> float:
+    """By how many tokens the engine would be filled too far."""
+    taken = engine.committed_tokens + engine.growth_tokens
+    return taken + need - kappa * engine.kv_capacity_tokens
