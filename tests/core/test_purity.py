@@ -46,7 +46,7 @@ def busy_cluster() -> FakeCluster:
                 tenant=tenant,
                 agent_type="coder" if number % 2 else "browser",
                 weight=1.0 + number,
-                deadline=cluster.now + number * SECOND if number % 4 == 0 else None,
+                deadline=cluster.now + (8 + number) * SECOND if number % 4 == 0 else None,
                 mean_steps=7.0,
             )
         )
@@ -77,6 +77,7 @@ def questions(info: PolicyInfo, policy: Any, cluster: FakeCluster) -> list[Quest
             sessions = state.sessions.values()
             return [
                 *((ask, (request, view)) for request in requests),
+                *((policy.makes, (request, SECOND, view)) for request in requests),
                 *((policy.growth_tokens, (session, 1_000, view)) for session in sessions),
                 *((policy.absence_us, (session, view)) for session in sessions),
             ]

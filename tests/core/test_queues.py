@@ -1,6 +1,7 @@
 """The fair queue against a naive one; removal, re-entry, bounded memory."""
 
 from dataclasses import dataclass, field
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -171,6 +172,12 @@ class Play:
         assert queue.requests() == [request for _, _, request in self.waiting]
         assert queue.oldest() is (self.waiting[0][2] if self.waiting else None)
         assert not any(request in queue for request in self.gone)
+        for tenant in self.tenants.values():
+            newcomer = make_request("newcomer", tenant)
+            keys = [key for key, _, r in self.waiting if self.name(r) == self.name(newcomer)]
+            for key in (0.0, 1.5):
+                ahead = sum(other <= key for other in keys)
+                assert queue.num_ahead(newcomer, key) == (ahead if keys else None)
         assert queue.virtual_time == self.virtual_time
         found = queue.first(99)
         times = self.times()
@@ -210,6 +217,17 @@ def test_every_request_comes_out_once(turns: list[Turn]) -> None:
     popped = [pop(play.queue).id for _ in range(len(play.queue))]
     assert sorted(popped) == sorted(waiting)
     assert play.queue.peek() is None
+
+
+def test_many_are_told_by_a_sample() -> None:
+    queue, tenant, random = FairQueue(limit(0.0)), Tenant(id="t"), Random(1)
+    for number in range(5_000):
+        queue.push(make_request(f"r{number}", tenant), random.random())
+    newcomer = make_request("newcomer", tenant)
+    for key in (0.0, 0.1, 0.5, 0.9, 1.0):
+        assert queue.num_ahead(newcomer, key) == pytest.approx(5_000 * key, abs=900)
+    assert queue.num_ahead(newcomer, 0.0) == 0
+    assert queue.num_ahead(newcomer, 1.0) == 5_000
 
 
 def raced(window: float, lead: float) -> FairQueue:

@@ -341,6 +341,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.scheduler.policies.admission is None:
             assert not self.scheduler.unadmitted
 
+    @invariant()
+    def nothing_of_a_refused_workflow_is_let_in(self) -> None:
+        for workflow in self.scheduler.state.workflows.values():
+            if workflow.refusal:
+                assert workflow.deadline is not None
+                assert self.scheduler.policies.admission is not None
+                assert not any(session.admitted for session in workflow.sessions.values())
+                assert not any(session.requests for session in workflow.sessions.values())
+
     # ---- the end
 
     def teardown(self) -> None:

@@ -82,6 +82,9 @@ class AlwaysAdmits:
     def outstay(self, request: RequestView, first: RequestView, cluster: ClusterView) -> Verdict:
         return Verdict(True, "why not")
 
+    def makes(self, request: RequestView, wait_us: int, cluster: ClusterView) -> Verdict:
+        return Verdict(True, "why not")
+
     def growth_tokens(self, session: SessionView, tokens: int, cluster: ClusterView) -> int:
         return 0
 

@@ -1,11 +1,14 @@
 from dataclasses import replace
-from math import e
+from math import e, log
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.policies.factory import SECOND, Cluster, engine, request, session, workflow
 
 from saga.core.model import Engine, Request, Session, Tenant
+from saga.core.policy import Verdict
 from saga.policies.working_set import WorkingSet
 
 POLICY = WorkingSet(kappa=1.0, reserve=0.2)
@@ -108,6 +111,111 @@ def test_how_long_an_absent_session_counts() -> None:
     assert policy.absence_us(session(tool=None), cluster) == 40_000_000
     quick = WorkingSet(absent_percentile=0.5, absent_floor_s=60.0)
     assert quick.absence_us(session(tool="shell"), cluster) == 60_000_000
+
+
+# ---- deadlines
+
+
+def seen(*seconds: float) -> Cluster:
+    """At 100 s, where workflows took so long."""
+    cluster = Cluster(engines=[engine()], now=100 * SECOND)
+    for value in seconds:
+        cluster.graphs.learn("agent").durations_us.observe(int(value * SECOND))
+    return cluster
+
+
+def makes(
+    cluster: Cluster,
+    left_s: float | None,
+    *,
+    wait_s: float = 0.0,
+    steps: float | None = None,
+    policy: WorkingSet = POLICY,
+) -> Verdict:
+    deadline = None if left_s is None else cluster.now + int(left_s * SECOND)
+    asked = request(of=session(of=workflow(deadline=deadline, mean_steps=steps)))
+    verdict = policy.makes(asked, int(wait_s * SECOND), cluster)
+    assert verdict.reason
+    return verdict
+
+
+@pytest.mark.parametrize(("left_s", "hope"), [(19.9, False), (20.0, True), (1e6, True)])
+def test_who_has_less_time_than_the_fastest_tenth_took_cannot_make_it(
+    left_s: float, hope: bool
+) -> None:
+    cluster = seen(10, *(20,) * 10, *(300,) * 9)  # the second of twenty
+    assert makes(cluster, left_s).admit is hope
+    daring = WorkingSet(hopeless_quantile=0.01)
+    assert makes(cluster, left_s - 10, policy=daring).admit is hope
+
+
+def test_too_few_workflows_say_nothing() -> None:
+    assert makes(seen(*(20,) * 9), 1).admit
+    assert not makes(seen(*(20,) * 10), 1).admit
+
+
+def test_a_deadline_that_is_over_needs_no_knowledge() -> None:
+    assert makes(seen(), 0.001).admit
+    assert makes(seen(), -30).reason == "its deadline was 30.0 s ago"
+    assert not makes(seen(), 0).admit
+
+
+def test_the_wait_for_admission_counts() -> None:
+    cluster = seen(*(80,) * 10)
+    assert makes(cluster, 100, wait_s=20).admit
+    refused = makes(cluster, 99, wait_s=20)
+    assert refused == Verdict(
+        False,
+        "its deadline is in 99.0 s, and 90 % of workflows of type agent take at least 80.0 s, "
+        "after a wait of about 20.0 s for memory",
+    )
+    assert makes(seen(), 1, wait_s=1_000).admit, "how long it takes then is not known"
+
+
+def test_declared_steps_say_what_their_gpu_time_is_at_least() -> None:
+    """50 steps of 400 and 200 tokens, at 2 and 20 us: 0.24 s, of which no tenth of the workflows
+    takes less than ln(10 / 9) if their numbers of steps are exponential."""
+    least_s = 0.24 * log(10 / 9)
+    assert makes(seen(), least_s * 1.01, steps=50).admit
+    refused = makes(seen(), least_s * 0.99, steps=50)
+    assert not refused.admit
+    assert "90 % of workflows of 50 steps on average" in refused.reason
+    assert makes(seen(*(0.001,) * 10), 0.002, steps=50).admit, "what was learned is better"
+
+
+def test_nobody_is_refused_who_need_not_be() -> None:
+    cluster = seen(*(80,) * 10)
+    for left_s in (-5, 1):
+        assert makes(cluster, left_s, policy=WorkingSet(refuse_hopeless=False)).admit
+    assert makes(cluster, None, wait_s=1e6).admit
+
+
+@given(
+    seconds=st.lists(st.floats(0, 100), max_size=20),
+    wait_s=st.floats(0, 50),
+    left_s=st.tuples(st.floats(-10, 200), st.floats(-10, 200)),
+    steps=st.none() | st.floats(0.5, 1_000),
+    quantile=st.floats(0.01, 0.99),
+)
+def test_law_more_time_never_takes_hope_away(
+    seconds: list[float],
+    wait_s: float,
+    left_s: tuple[float, float],
+    steps: float | None,
+    quantile: float,
+) -> None:
+    cluster, policy = seen(*seconds), WorkingSet(hopeless_quantile=quantile)
+    sooner, later = (
+        makes(cluster, left, wait_s=wait_s, steps=steps, policy=policy).admit
+        for left in sorted(left_s)
+    )
+    assert sooner <= later
+
+
+@pytest.mark.parametrize("bad", [0.0, 1.0, -0.1])
+def test_a_quantile_that_makes_no_sense_is_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="hopeless_quantile"):
+        WorkingSet(hopeless_quantile=bad)
 
 
 @pytest.mark.parametrize(

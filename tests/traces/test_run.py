@@ -230,6 +230,7 @@ VALUES = {
     "int | None": st.none() | st.integers(0, 1 << 62),
     "str | None": st.none() | st.text(max_size=5),
     "float | None": st.none() | NUMBERS,
+    "RefusalCode | None": st.none() | st.sampled_from(get_args(act.RefusalCode)),
 }
 EVENTS = {kind.__name__: kind for kind in get_args(ev.Event)}
 ACTIONS = {kind.__name__: kind for kind in get_args(act.Action)}

@@ -6,6 +6,8 @@ comes back as an event.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from saga.core.record import record
 
 
@@ -20,6 +22,10 @@ class Dispatch:
     """Lower goes first inside the engine; equal ones in order of arrival there."""
 
 
+RefusalCode = Literal["deadline_unreachable"]
+"""What programs can tell refusals by. ``deadline_unreachable`` refuses the whole workflow."""
+
+
 @record
 class Reject:
     """Refuse a request; ``retry_after_us`` None means that trying again cannot help."""
@@ -27,6 +33,7 @@ class Reject:
     request: str
     reason: str
     retry_after_us: int | None = None
+    code: RefusalCode | None = None
 
 
 @record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from saga.core.deadlines import Deadlines
 from saga.core.fairness import ServiceLedger
 from saga.core.model import ClusterState, Request, RequestState, Session
 from saga.core.policy import AdmissionPolicy, Policies
@@ -32,6 +33,7 @@ class Admission:
     ) -> None:
         fairness = policies.fairness
         self.queue = FairQueue(None if fairness is None else fairness.start_limit)
+        self.deadlines = Deadlines(policies, self.queue, view)
         self._policy = policies.admission
         self._ordering = policies.ordering
         self._state = state
@@ -42,7 +44,9 @@ class Admission:
 
     def wait(self, request: Request) -> None:
         """Its session may not use memory now."""
-        self.queue.push(request, self._ordering.key(request, self._view))
+        key = self._ordering.key(request, self._view)
+        self.deadlines.enter(request, key)
+        self.queue.push(request, key)
 
     def must_pause(self, request: Request) -> bool:
         """Whether its session, which is back from a tool, is no longer in: memory is short, or it
@@ -82,6 +86,7 @@ class Admission:
         while (head := self._next(policy)) is not None:
             session = head.session
             session.admitted, session.admitted_at = True, self._state.now
+            self.deadlines.let_in(head)
             self._ledger.start(head, self._view, self.queue)
             self._place(head)
             for request in list(session.requests.values()):

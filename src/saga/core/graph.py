@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from math import exp
 from typing import TYPE_CHECKING
 
-from saga.core.return_times import NO_TOOL
+from saga.core.return_times import NO_TOOL, Quantiles
 
 if TYPE_CHECKING:
     from saga.core.policy import SessionView
@@ -27,6 +27,8 @@ DECLARED_SESSIONS = 10.0
 """Sessions seen that a declared mean number of steps counts for, where memory is planned."""
 UNDECLARED = (3.0, 20.0)
 """Sessions and their steps that are assumed where nothing is declared."""
+MIN_WORKFLOWS = 10
+"""Finished ones to see before anything is said about how long they take at least."""
 
 
 @dataclass(slots=True)
@@ -84,6 +86,8 @@ class AgentExecutionGraph:
     new_tokens: Mean = field(default_factory=Mean)
     ideal_us: Mean = field(default_factory=Mean)
     """GPU time plus return times of finished workflows: their TCT without any queueing."""
+    durations_us: Quantiles = field(default_factory=Quantiles)
+    """The same of the last ones, or their TCT where that is less: sessions run side by side."""
     cost_us: Mean = field(default_factory=Mean)
     """What finished workflows took, as fairness counts it."""
 
@@ -159,6 +163,12 @@ class AgentExecutionGraph:
         return RemainingWork(
             steps, steps * self.new_tokens.value(400.0), steps * self.output_tokens.value(200.0)
         )
+
+    def fastest_us(self, p: float) -> int | None:
+        """What all but ``p`` of the workflows take at least, without queueing; None while too few
+        have finished."""
+        enough = len(self.durations_us) >= MIN_WORKFLOWS
+        return self.durations_us.quantile(p) if enough else None
 
     def growth_tokens(self, context_tokens: int, declared_steps: float | None = None) -> int:
         """By how much the context of a session will have grown when it weighs most, counting the

@@ -85,6 +85,8 @@ class Tenant:
     urgency: float = 0.0
     """Sum over its workflows. This and its share are written by ``fairness`` only."""
     share: float = 1.0
+    place_us: float = 0.0
+    """What its workflows waited for admission lately, for each place from the front."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,6 +99,12 @@ class Workflow:
     """By what age it is ranked: since it was submitted, or last gave way to others."""
     deadline: int | None = None
     mean_steps: float | None = None
+    begun: int | None = None
+    """When its first request arrived."""
+    refusal: str = ""
+    """Why its deadline cannot be met, as was found then; empty: it can, or nobody says so."""
+    last_step: int = 0
+    """When a step of it last ended."""
     sessions: dict[str, Session] = field(default_factory=dict)
     service_us: float = 0.0
     """GPU time attained."""
@@ -181,6 +189,8 @@ class Request:
     new_tokens: int = 0
     """Prompt tokens beyond what the session's last step left."""
     state: RequestState = RequestState.QUEUED
+    place: int = 1
+    """How far from the front it was, 1 at the front, when it began to wait for admission."""
     pinned: str | None = None
     """The only engine that can serve it."""
     avoid: set[str] = field(default_factory=set)

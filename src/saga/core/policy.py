@@ -244,6 +244,12 @@ class AdmissionPolicy(Protocol):
         """The same, while ``first`` waits to be let in."""
         ...
 
+    def makes(self, request: RequestView, wait_us: int, cluster: ClusterView) -> Verdict:
+        """Can the workflow make its deadline? If not it is refused, and the reason tells the client
+        why. Asked once, when the first request of one with a deadline arrives; ``wait_us``: what it
+        will probably wait for admission."""
+        ...
+
     def growth_tokens(self, session: SessionView, tokens: int, cluster: ClusterView) -> int:
         """What a session with a context of ``tokens`` is expected to need beyond them."""
         ...

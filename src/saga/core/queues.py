@@ -15,6 +15,9 @@ Limit = Callable[[float], float]
 """From the virtual time of the waiting tenant that is furthest behind, to the latest one at which
 a tenant may go next."""
 
+LARGEST_SAMPLE = 64
+"""Of those that wait, to tell a place among them by."""
+
 
 @dataclass(slots=True, eq=False)
 class Lane:
@@ -113,6 +116,17 @@ class FairQueue:
         lane = self.lanes[name]
         lane.num_waiting -= 1
         self._forget(name, lane)
+
+    def num_ahead(self, request: Request, key: float) -> int | None:
+        """How many of those that wait would go before a request, of its tenant only where tenants
+        are told apart; about so many where many wait. None: nobody waits there."""
+        lane = self.lanes.get(self._name(request))
+        if lane is None or not lane.num_waiting:
+            return None
+        step = len(lane.heap) // LARGEST_SAMPLE + 1
+        sample = [item for item in lane.heap[::step] if not self._stale(item)]
+        ahead = sum(item[0] <= key for item in sample)
+        return round(lane.num_waiting * ahead / max(1, len(sample)))
 
     def oldest(self) -> Request | None:
         """The request that entered first."""

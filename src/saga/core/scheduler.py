@@ -238,6 +238,8 @@ class Scheduler:
             ideal = workflow.service_us + workflow.gap_us
             graph = self.view.graphs.learn(workflow.agent_type)
             graph.ideal_us.add(ideal)
+            tct_us = workflow.last_step - (workflow.begun or 0)
+            graph.durations_us.observe(min(int(ideal), tct_us))
             graph.cost_us.add(workflow.cost_us)
         self.ledger.leave(workflow)
         self.ledger.end(workflow, self.unadmitted)
@@ -317,7 +319,9 @@ class Scheduler:
         if session.state is SessionState.ACTING:
             session.move(SessionState.WAITING)
         self.turns.arrive(request)
-        if session.admitted and not self.admission.must_pause(request):
+        if refusal := self.admission.deadlines.refusal(request):
+            self._refuse(request, refusal, code="deadline_unreachable")
+        elif session.admitted and not self.admission.must_pause(request):
             self._place(request)
         elif not self._is_too_long(request):
             request.reason = request.reason or "it is not admitted yet"
@@ -357,6 +361,7 @@ class Scheduler:
         self._end(request, RequestState.FINISHED, "")
         session.num_steps += 1
         session.workflow.num_steps += 1
+        session.workflow.last_step = event.at
         session.tool = event.tool
         session.acting_since = event.at
         session.returned = False
@@ -496,8 +501,8 @@ class Scheduler:
         )
         return True
 
-    def _refuse(self, request: Request, reason: str) -> None:
-        self._do(act.Reject(request=request.id, reason=reason))
+    def _refuse(self, request: Request, reason: str, code: act.RefusalCode | None = None) -> None:
+        self._do(act.Reject(request=request.id, reason=reason, code=code))
         self.unplaced[request.id] = request
         self._end(request, RequestState.REJECTED, reason)
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log1p
 
+from saga.core.fairness import gpu_us
 from saga.core.policy import (
     ClusterView,
     EngineView,
@@ -47,6 +49,12 @@ class WorkingSet:
     absent_floor_s: float = 5.0
     """At least; also after a step without a tool that was never seen to be followed by another."""
 
+    refuse_hopeless: bool = True
+    """Whether a workflow that cannot make its deadline is refused when it begins."""
+    hopeless_quantile: float = 0.1
+    """Of the time that workflows of its type took without queueing: a workflow that has less left
+    cannot make its deadline."""
+
     def __post_init__(self) -> None:
         if not (self.kappa > 0 and self.reserve >= 0):
             raise ValueError("kappa must be above 0 and reserve not below 0")
@@ -56,6 +64,8 @@ class WorkingSet:
             raise ValueError("absent_percentile must be above 0 and at most 1")
         if not (self.absent_unknown_s >= 0 and self.absent_floor_s >= 0):
             raise ValueError("absent_unknown_s and absent_floor_s must not be below 0")
+        if not 0 < self.hopeless_quantile < 1:
+            raise ValueError("hopeless_quantile must be above 0 and below 1")
 
     def admit(self, request: RequestView, cluster: ClusterView) -> Verdict:
         need, kappa = self._needs(request, cluster)
@@ -145,6 +155,39 @@ class WorkingSet:
         """Whether its working set stays within its share of the memory."""
         return tenant.committed_tokens + need <= self.kappa * cluster.entitled_tokens(tenant)
 
+    def makes(self, request: RequestView, wait_us: int, cluster: ClusterView) -> Verdict:
+        deadline = request.session.workflow.deadline
+        if deadline is None or not self.refuse_hopeless:
+            return Verdict(True, "no deadline counts")
+        left_us = deadline - cluster.now
+        if left_us <= 0:
+            return Verdict(False, f"its deadline was {_seconds(-left_us)} ago")
+        least_us, what = self._least_us(request.session, cluster)
+        if least_us + wait_us <= left_us or not least_us:
+            return Verdict(True, "it may make its deadline")
+        percent = 100 * (1 - self.hopeless_quantile)
+        wait = f", after a wait of about {_seconds(wait_us)} for memory" if wait_us else ""
+        return Verdict(
+            False,
+            f"its deadline is in {_seconds(left_us)}, and {percent:g} % of workflows {what} "
+            f"take at least {_seconds(least_us)}{wait}",
+        )
+
+    def _least_us(self, session: SessionView, cluster: ClusterView) -> tuple[float, str]:
+        """What all workflows like this one but the fastest take at least without queueing, 0 where
+        nothing is known, and which workflows these are."""
+        workflow = session.workflow
+        fastest_us = cluster.graphs[workflow.agent_type].fastest_us(self.hopeless_quantile)
+        if fastest_us is not None:
+            owner = owner_of(workflow.agent_type)
+            return fastest_us, f"of type {workflow.agent_type.removeprefix(f'{owner}/')}"
+        if workflow.mean_steps is None:
+            return 0.0, ""
+        # Numbers of steps are close to geometric, and so the time is close to exponential.
+        mean_us = gpu_us(cluster.graphs.remaining(session), cluster)
+        least_us = -log1p(-self.hopeless_quantile) * mean_us
+        return least_us, f"of {workflow.mean_steps:g} steps on average"
+
     def growth_tokens(self, session: SessionView, tokens: int, cluster: ClusterView) -> int:
         workflow = session.workflow
         return cluster.graphs[workflow.agent_type].growth_tokens(tokens, workflow.mean_steps)
@@ -161,3 +204,7 @@ def excess(engine: EngineView, need: int, kappa: float) -> float:
     """By how many tokens the engine would be filled too far."""
     taken = engine.committed_tokens + engine.growth_tokens
     return taken + need - kappa * engine.kv_capacity_tokens
+
+
+def _seconds(us: float) -> str:
+    return f"{us / 1e6:.1f} s"
