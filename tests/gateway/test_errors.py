@@ -9,7 +9,7 @@ from saga.gateway import errors
 from saga.gateway.errors import Dialect, GatewayError
 
 DIALECTS: tuple[Dialect, ...] = ("openai", "anthropic")
-STATUSES = (400, 401, 403, 404, 408, 409, 413, 426, 429, 431, 500, 502, 503, 504)
+STATUSES = (400, 401, 403, 404, 408, 409, 413, 422, 426, 429, 431, 500, 502, 503, 504)
 
 
 def test_the_openai_form() -> None:
@@ -24,6 +24,13 @@ def test_the_anthropic_form() -> None:
         "type": "error",
         "error": {"type": "rate_limit_error", "message": "wait"},
     }
+
+
+def test_what_programs_tell_an_error_by() -> None:
+    error = GatewayError(422, "too late", code="deadline_unreachable")
+    openai, anthropic = (errors.document(error, dialect)["error"] for dialect in DIALECTS)
+    assert (openai["type"], openai["code"]) == ("UnprocessableEntityError", "deadline_unreachable")
+    assert anthropic == {"type": "deadline_unreachable", "message": "too late"}
 
 
 @pytest.mark.parametrize("status", STATUSES)

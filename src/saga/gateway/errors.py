@@ -25,13 +25,14 @@ OPENAI_TYPES: Mapping[int, str] = {
     403: "PermissionDeniedError",
     404: "NotFoundError",
     413: "RequestTooLargeError",
+    422: "UnprocessableEntityError",
     429: "RateLimitError",
 }
 
 
 class GatewayError(Exception):
     """What a client is told instead of an answer. ``retry_after_s``: 1 to 60, whole seconds (longer
-    ones make some agents give up)."""
+    ones make some agents give up). ``code``: what programs can tell it by."""
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class GatewayError(Exception):
         message: str,
         *,
         param: str | None = None,
+        code: str | None = None,
         retry_after_s: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -46,6 +48,7 @@ class GatewayError(Exception):
         self.status = status
         self.message = message
         self.param = param
+        self.code = code
         self.headers = dict(headers or {})
         if retry_after_s is not None:
             self.headers["retry-after"] = str(max(1, min(60, retry_after_s)))
@@ -55,7 +58,7 @@ def document(error: GatewayError, dialect: Dialect) -> dict[str, Any]:
     """The error as the API's clients expect it."""
     if dialect == "anthropic":
         others = "invalid_request_error" if error.status < 500 else "api_error"
-        kind = ANTHROPIC_TYPES.get(error.status, others)
+        kind = error.code or ANTHROPIC_TYPES.get(error.status, others)
         return {"type": "error", "error": {"type": kind, "message": error.message}}
     others = "BadRequestError" if error.status < 500 else "InternalServerError"
     kind = OPENAI_TYPES.get(error.status, others)
@@ -64,7 +67,7 @@ def document(error: GatewayError, dialect: Dialect) -> dict[str, Any]:
             "message": error.message,
             "type": kind,
             "param": error.param,
-            "code": error.status,
+            "code": error.code or error.status,
         }
     }
 

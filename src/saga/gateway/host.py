@@ -34,12 +34,16 @@ class EngineControl(Protocol):
 
 
 class Refused(Exception):
-    """The scheduler does not take the request; ``retry_after_us`` None: never will."""
+    """The scheduler does not take the request; ``retry_after_us`` None: never will. With a ``code``
+    its whole workflow is refused."""
 
-    def __init__(self, reason: str, retry_after_us: int | None) -> None:
+    def __init__(
+        self, reason: str, retry_after_us: int | None, code: act.RefusalCode | None = None
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.retry_after_us = retry_after_us
+        self.code = code
 
 
 @dataclass(slots=True, eq=False)
@@ -265,7 +269,7 @@ class Host:
     def _reject(self, action: act.Reject) -> None:
         live = self.requests[action.request]
         self._forget(live)
-        self._turn_away(live, Refused(action.reason, action.retry_after_us))
+        self._turn_away(live, Refused(action.reason, action.retry_after_us, action.code))
 
     def _ask(
         self,

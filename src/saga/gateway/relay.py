@@ -112,6 +112,8 @@ class Relay:
             self._end("failed", "the engine answered with an error")
         except Refused as refused:
             self._end("rejected", refused.reason)
+            if refused.code is not None:
+                gateway.sessions.end(self._session.workflow)
             await self._tell_error(_of_refusal(refused))
         except GatewayError as error:
             self._end("rejected" if error.status == 429 else "failed", error.message)
@@ -384,6 +386,8 @@ class Relay:
 
 
 def _of_refusal(refused: Refused) -> GatewayError:
+    if refused.code is not None:  # a status that SDKs do not try again
+        return GatewayError(422, refused.reason, code=refused.code)
     if refused.retry_after_us is None:
         return GatewayError(400, refused.reason)
     return GatewayError(429, refused.reason, retry_after_s=refused.retry_after_us // 1_000_000)
