@@ -200,6 +200,7 @@ def test_a_file_is_played_as_it_is_and_then_drawn_from(tmp_path: Path) -> None:
         ("burstiness=3", 3.0),
         ("warmup=0", 0.0),
         ("client_timeout_s=30", 30.0),
+        ("deadline_factor=1.5", 1.5),
         ("graphs=learned", "learned"),
         ("graphs=oracle", "oracle"),
         ("reserve_full_prompt=true", True),
@@ -255,6 +256,9 @@ def test_knobs_reach_what_they_are_for() -> None:
     plan, _ = experiment(knobs=losses).plan(1)
     assert plan.losses == (EngineLoss(engine=1, at=60_000_000),)
     assert (plan.client_timeout_us, plan.warmup) == (5_000_000, 0.5)
+    assert usual.deadline_factor is None
+    hurried, _ = experiment(knobs={"num_engines": 1, "deadline_factor": 2.0}).plan(1)
+    assert hurried.deadline_factor == 2.0
     bursty, _ = experiment(knobs={"num_engines": 1, "burstiness": 4.0}).plan(1)
     named, _ = experiment(knobs={"num_engines": 1, "arrivals": "bursty:4"}).plan(1)
     assert bursty.arrivals == named.arrivals != usual.arrivals

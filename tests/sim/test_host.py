@@ -5,7 +5,9 @@ By hand unless said otherwise: a step of n new tokens lasts 1,000 + 10 n us.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -90,6 +92,7 @@ SCRIPTS = [workflow(name, chat((40, 1))) for name in "abc"]
         (lambda: plan_of(SCRIPTS, agents=1, stagger_us=-1), "stagger_us=-1"),
         (lambda: plan_of(SCRIPTS, agents=1, warmup=1.0), "warmup=1.0"),
         (lambda: plan_of(SCRIPTS, agents=1, client_timeout_us=0), "client_timeout_us=0"),
+        (lambda: plan_of(SCRIPTS, agents=1, deadline_factor=0), "deadline_factor=0"),
         (lambda: Plan(scripts=SCRIPTS, agents=1, alone_us=[1], expected_us=[1] * 3), "1 alone_us"),
         (lambda: plan_of(SCRIPTS, agents=1, share_us=[1] * 4), "3 scripts, 4 share_us"),
         (lambda: EngineLoss(engine=-1, at=5), "engine -1"),
@@ -282,6 +285,47 @@ def test_rejecting_one_session_ends_its_siblings() -> None:
     assert outcomes_of(played) == {Outcome.REJECTED}
     cancelled = [a.request for _, actions in played.log for a in actions if isinstance(a, Cancel)]
     assert cancelled == ["w/1/0"]
+
+
+# ---- deadlines
+
+
+def test_deadlines_are_told() -> None:
+    scripts = [workflow(name, chat((40, 1))) for name in "ab"]
+    plan = replace(plan_of(scripts, [0, 50_000], deadline_factor=2.5), expected_us=[4_000, 8_000])
+    played = play(AFFINITY, plan, small_cluster(1), check=True)
+    told = [e.deadline for e, _ in played.log if isinstance(e, WorkflowSubmitted)]
+    assert told == [10_000, 70_000]
+    played = by_hand(scripts, [0, 50_000])
+    assert {e.deadline for e, _ in played.log if isinstance(e, WorkflowSubmitted)} == {None}
+
+
+@pytest.mark.parametrize("agents", [None, 3])
+def test_workflows_that_cannot_make_their_deadline_are_rejected_at_once(
+    agents: int | None,
+) -> None:
+    """All take over 6 s. Those that have 5 s for it are let in until ten have shown that; those
+    that have a minute always are."""
+    scripts = [workflow(f"w{n:02}", chat(*[(200, 20)] * 4, gap=2 * SECOND)) for n in range(40)]
+    arrivals = None if agents else [SECOND * number for number in range(40)]
+    hurried, patient = (
+        replace(
+            plan_of(scripts, arrivals, agents=agents, deadline_factor=factor),
+            expected_us=[SECOND] * 40,
+        )
+        for factor in (5.0, 60.0)
+    )
+    played = play("saga", hurried, small_cluster(2), check=True)
+    outcomes = Counter(each.outcome for each in played.record.workflows)
+    assert set(outcomes) == {Outcome.FINISHED, Outcome.REJECTED}
+    assert 10 <= outcomes[Outcome.FINISHED] < 25
+    rejects = [a for _, actions in played.log for a in actions if isinstance(a, Reject)]
+    assert len(rejects) == outcomes[Outcome.REJECTED]
+    assert {reject.code for reject in rejects} == {"deadline_unreachable"}
+    sent = {a.request for _, actions in played.log for a in actions if isinstance(a, Dispatch)}
+    assert not sent & {reject.request for reject in rejects}
+    played = play("saga", patient, small_cluster(2), check=True)
+    assert outcomes_of(played) == {Outcome.FINISHED}
 
 
 # ---- clients that leave

@@ -129,6 +129,7 @@ KNOBS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "arrivals": (str, "poisson, bursty:CV, trace or file:PATH"),
     "burstiness": (_positive, "coefficient of variation of the time between arrivals"),
     "warmup": (_share, "share of the tasks, the first ones, that is not measured"),
+    "deadline_factor": (_positive, "clients declare deadlines, this times the expected TCT"),
     "client_timeout_s": (_positive, "a client gives up when a request takes longer"),
     "graphs": (_graphs, "what is known of agents: mean steps declared, learned, or oracle: all"),
     "lose_engine": (_losses, "ENGINE@SECONDS or ENGINE@SECONDS-SECONDS, several joined by ';'"),
@@ -269,6 +270,7 @@ class Experiment:
             warmup=self.knobs.get("warmup", 0.15),
             declared_steps=declared or {},
             weights={tenant.name: tenant.weight for tenant in self.source.tenants},
+            deadline_factor=self.knobs.get("deadline_factor"),
             client_timeout_us=None if timeout is None else round(timeout * 1e6),
             losses=self.knobs.get("lose_engine", ()),
         )

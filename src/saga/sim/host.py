@@ -341,12 +341,17 @@ class Simulation:
                 tenant=script.tenant,
                 agent_type=script.agent_type,
                 weight=self.plan.weights.get(script.tenant, 1.0),
+                deadline=self._deadline(number),
                 mean_steps=self.plan.declared_steps.get(script.agent_type),
             )
         )
         workflow = _Workflow(script)
         self._open(workflow, 0)
         self._request(workflow.sessions[0])
+
+    def _deadline(self, number: int) -> int | None:
+        factor = self.plan.deadline_factor
+        return None if factor is None else self.now + int(factor * self.plan.expected_us[number])
 
     def _note_window(self, number: int) -> None:
         """The measured window: from the first measured submission to the last one."""

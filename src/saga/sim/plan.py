@@ -49,6 +49,8 @@ class Plan:
     """Mean number of steps that clients declare, by agent type."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Tenant weights; 1 where not given."""
+    deadline_factor: float | None = None
+    """Deadlines that clients declare: so many times ``expected_us`` from the submission on."""
     client_timeout_us: int | None = None
     """A client gives its workflow up when one request takes longer than this."""
     losses: Sequence[EngineLoss] = ()
@@ -74,6 +76,8 @@ class Plan:
             raise ValueError(f"warmup={self.warmup}: must be at least 0 and below 1")
         if self.client_timeout_us is not None and self.client_timeout_us < 1:
             raise ValueError(f"client_timeout_us={self.client_timeout_us}: must be at least 1")
+        if self.deadline_factor is not None and not self.deadline_factor > 0:
+            raise ValueError(f"deadline_factor={self.deadline_factor}: must be above 0")
         self._check_losses()
 
     def _check_losses(self) -> None:
