@@ -266,6 +266,7 @@ def wait_us(cluster: FakeCluster, tenant: str, deadline: int | None = None) -> i
         tenant=scheduler.state.tenants[tenant],
         agent_type="agent",
         submitted=cluster.now,
+        ranked_at=cluster.now,
         deadline=deadline,
     )
     request = Request(
