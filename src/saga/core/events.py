@@ -90,9 +90,11 @@ class WorkflowSubmitted:
     weight: float = 1.0
     """The tenant's weight; the last one told counts."""
     deadline: int | None = None
-    """Absolute time; None lets the fairness policy derive one."""
+    """Absolute time; None lets policies derive one."""
     mean_steps: float | None = None
     """Declared mean number of steps of this agent type, if the client declares its graph."""
+    priority: float = 1.0
+    """Above 0: how much sooner it should end than others of its tenant that are like it."""
 
 
 @record

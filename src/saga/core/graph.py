@@ -164,6 +164,13 @@ class AgentExecutionGraph:
             steps, steps * self.new_tokens.value(400.0), steps * self.output_tokens.value(200.0)
         )
 
+    def usual_us(self, steps: float) -> float | None:
+        """What so many steps take with the return times between them, without queueing; None while
+        no workflow has finished."""
+        if not self.ideal_us.count or not self.steps.total:
+            return None
+        return steps * self.ideal_us.total / self.steps.total
+
     def fastest_us(self, p: float) -> int | None:
         """What all but ``p`` of the workflows take at least, without queueing; None while too few
         have finished."""

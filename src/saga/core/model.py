@@ -99,6 +99,8 @@ class Workflow:
     """By what age it is ranked: since it was submitted, or last gave way to others."""
     deadline: int | None = None
     mean_steps: float | None = None
+    priority: float = 1.0
+    """How much sooner it should end than others of its tenant that are like it."""
     begun: int | None = None
     """When its first request arrived."""
     refusal: str = ""

@@ -222,6 +222,7 @@ class Scheduler:
             ranked_at=event.at,
             deadline=event.deadline,
             mean_steps=event.mean_steps,
+            priority=event.priority,
         )
         tenant.workflows.add(workflow.id)
         self.state.workflows[workflow.id] = workflow
