@@ -193,7 +193,7 @@ def test_a_long_prompt_is_judged_once_an_engine_is_up() -> None:
 
 
 def test_a_lost_engine_loses_no_request() -> None:
-    cluster = FakeCluster("saga", engines=1, max_num_seqs=2)
+    cluster = FakeCluster("saga+ordering=program_fcfs", engines=1, max_num_seqs=2)
     step(cluster, "a", 1_000)
     requests = []
     for name in ("a", "b", "c", "d"):
@@ -212,7 +212,7 @@ def test_a_lost_engine_loses_no_request() -> None:
     assert tenant.service == 1_000 * 250 + 100 * 2_500, "only the finished one is charged"
     actions = cluster.engine_up("engine-1", max_num_seqs=8)
     order = [request for request, _ in dispatched(actions)]
-    assert order == requests, "in order of arrival"
+    assert order == requests, "by age"
     cluster.settle()
     assert cluster.scheduler.state.num_ended == {RequestState.FINISHED: 5}
 

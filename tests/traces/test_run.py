@@ -216,7 +216,7 @@ def test_the_file_is_json_lines_with_a_header(tmp_path: Path) -> None:
     assert path.read_text().splitlines() == [
         f'{{"format":"saga.trace.v1","version":"{saga.__version__}","preset":"saga","seed":"1"}}',
         '{"event":"WorkflowSubmitted","at":5,"workflow":"w","tenant":"t","agent_type":"agent",'
-        '"weight":1.0,"deadline":null,"mean_steps":null,"index":0,"actions":[]}',
+        '"weight":1.0,"deadline":null,"mean_steps":null,"priority":1.0,"index":0,"actions":[]}',
         '{"event":"Tick","at":6,"actions":[{"action":"WakeAt","at":9,"reason":"epoch"}]}',
     ]
 

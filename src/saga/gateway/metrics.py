@@ -167,6 +167,11 @@ class _Now:
         yield _gauge("saga_sessions", "Unfinished sessions", len(state.sessions))
         yield _counter("saga_steals", "Sessions that moved to an idle engine", state.num_steals)
         yield _counter(
+            "saga_pauses",
+            "Times that a session back from its tool waited for memory",
+            state.num_pauses,
+        )
+        yield _counter(
             "saga_sessions_reaped", "Closed because they stayed away", gateway.sessions.num_reaped
         )
         prefetches = gateway.prefetches

@@ -137,6 +137,7 @@ def outcome_table(summaries: Summaries) -> Table:
             "unfinished": lambda s: f"{s.num_unfinished:,}",
             "moved": lambda s: f"{s.num_moves:,}",
             "stolen": lambda s: f"{s.num_steals:,}",
+            "paused": lambda s: f"{s.num_pauses:,}",
             "preempted": lambda s: f"{s.num_preemptions:,}",
         },
         note="Summed over seeds. What did not finish has no TCT: read times beside this table.",

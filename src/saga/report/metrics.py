@@ -94,6 +94,7 @@ class Summary:
     num_evictions: int
     num_steals: int
     num_moves: int
+    num_pauses: int
     num_preemptions: int
     num_prefetches: int
 
@@ -187,6 +188,7 @@ def aggregate(runs: Sequence[RunRecord]) -> Summary:
         num_evictions=sum(run.num_evictions for run in runs),
         num_steals=sum(run.num_steals for run in runs),
         num_moves=sum(run.num_moves for run in runs),
+        num_pauses=sum(run.num_pauses for run in runs),
         num_preemptions=sum(run.num_preemptions for run in runs),
         num_prefetches=sum(run.num_prefetches for run in runs),
         slo_attainment=_attained(workflows, SLO_FACTOR, _expected_us),

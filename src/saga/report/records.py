@@ -203,6 +203,8 @@ class RunRecord:
     evicted_tokens: int = 0
     num_evictions: int = 0
     num_steals: int = 0
+    num_pauses: int = 0
+    """Times that a session back from its tool had to wait for memory."""
     num_moves: int = 0
     num_preemptions: int = 0
     """This and the evictions are of the measured window; steals, moves, prefetches of the run."""

@@ -684,6 +684,7 @@ class Simulation:
             evicted_tokens=counts.evicted_blocks * self._limits.block_size,
             num_evictions=counts.num_evictions,
             num_steals=self.scheduler.state.num_steals,
+            num_pauses=self.scheduler.state.num_pauses,
             num_moves=self.num_moves,
             num_preemptions=counts.num_preemptions,
             num_prefetches=self.num_prefetches,
