@@ -55,6 +55,7 @@ def test_a_workflow_from_its_declaration_to_its_end(live: Live) -> None:
         "agent_type": "coder",
         "mean_steps": 12.5,
         "deadline_ms": 60_000,
+        "priority": 2.5,
     }
     status, told = control(live, "workflows", declared)
     assert (status, told["id"], told["agent_type"]) == (201, "fix #7", "coder")
@@ -68,6 +69,7 @@ def test_a_workflow_from_its_declaration_to_its_end(live: Live) -> None:
     assert told in control(live, "workflows")[1]["workflows"]
     known = live.gateway.host.scheduler.state.workflows["default/fix #7"]
     assert (known.agent_type, known.deadline) == ("default/coder", known.submitted + 60_000_000)
+    assert known.priority == 2.5
     assert control(live, "workflows/fix%20%237/finish", {}) == (200, {"finished": "fix #7"})
     assert control(live, "workflows/fix%20%237")[0] == 404
     assert "default/fix #7" not in live.gateway.host.scheduler.state.workflows
@@ -98,6 +100,9 @@ def test_an_id_may_contain_a_slash(live: Live) -> None:
         ({"workflow_id": "a\nb"}, "matching regex"),
         ({"workflow_id": "a", "mean_steps": 0}, "mean_steps"),
         ({"workflow_id": "a", "deadline_ms": -1}, "deadline_ms"),
+        ({"workflow_id": "a", "priority": 0.09}, "priority"),
+        ({"workflow_id": "a", "priority": 10.01}, "priority"),
+        ({"workflow_id": "a", "priority": "2"}, "priority"),
         ({"workflow_id": "a", "deadlin_ms": 5}, "deadlin_ms"),
     ],
 )

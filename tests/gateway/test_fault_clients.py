@@ -329,9 +329,11 @@ def test_the_recording_of_a_process_that_was_stopped_is_whole(tmp_path: Any) -> 
         served("--engine", url, "--record", str(recorded)) as (gateway_url, process),
     ):
         wait_until(lambda: is_ready(gateway_url))
-        assert ask(f"{gateway_url}{CHAT}", chat("hello"))[0] == 200
+        urgent = {"x-saga-priority": "2.5"}
+        assert ask(f"{gateway_url}{CHAT}", chat("hello"), headers=urgent)[0] == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
     lines = recorded.read_bytes()
     assert b"RequestFinished" in lines
+    assert b'"priority":2.5' in lines
     assert lines.endswith(b"\n")

@@ -39,11 +39,13 @@ def test_saga_headers(who: Identifier) -> None:
             "X-Saga-Agent": "planner",
             "X-Saga-Final": "true",
             "X-Saga-Deadline-Ms": "1500",
+            "X-Saga-Priority": "2.5",
         },
     )
     assert (told.workflow, told.session, told.parent) == ("w", "s", "p")
     assert (told.source, told.confidence) == ("saga", "exact")
     assert (told.agent_type, told.final, told.deadline_us) == ("planner", True, 1_500_000)
+    assert told.priority == 2.5
     assert told.kind == "subagent"
 
 
@@ -54,6 +56,7 @@ CONTEXT = {
     "agent": "planner",
     "final": True,
     "deadline_ms": 1_500,
+    "priority": 2.5,
 }
 
 
@@ -72,16 +75,25 @@ def test_saga_context_says_the_same(
     told = ask(who, headers, **fields)
     assert (told.workflow, told.session, told.parent) == ("w", "s", "p")
     assert (told.agent_type, told.final, told.deadline_us) == ("planner", True, 1_500_000)
+    assert told.priority == 2.5
     assert told.source == "saga"
 
 
 def test_what_saga_is_told_beside_the_session_holds_for_any_session(who: Identifier) -> None:
-    headers = {"x-saga-workflow-id": "task-17", "x-saga-agent": "coder", "x-saga-final": "1"}
+    headers = {
+        "x-saga-workflow-id": "task-17",
+        "x-saga-agent": "coder",
+        "x-saga-final": "1",
+        "x-saga-priority": "0.5",
+    }
     told = ask(who, {**headers, "x-session-id": "chain"})
     assert (told.workflow, told.session, told.source) == ("task-17", "chain", "x-session-id")
-    assert (told.agent_type, told.final) == ("coder", True)
+    assert (told.agent_type, told.final, told.priority) == ("coder", True, 0.5)
     inferred = ask(who, headers)
     assert (inferred.workflow, inferred.source) == ("task-17", "lineage")
+    assert inferred.priority == 0.5
+    assert ask(who, {"x-saga-priority": "3"}).priority == 3.0, "alone"
+    assert ask(who).priority is None
 
 
 def test_equal_conversations_of_two_told_workflows_are_two_sessions(who: Identifier) -> None:

@@ -11,7 +11,7 @@ from tests.gateway.asking import numbered, packed
 
 from saga.gateway.body import BodyError, Fields, decode, splice, without
 from saga.gateway.identity import KINDS, Identifier, Identity
-from saga.gateway.locations import MAX_ID
+from saga.gateway.locations import MAX_ID, MAX_PRIORITY, MIN_PRIORITY
 from saga.gateway.sources import FAMILIES
 
 ids = st.sampled_from(["s", "t", "u", "s:t", "chain-0001", "", " ", "a\nb", "ü", "x" * 300])
@@ -33,11 +33,14 @@ names = sorted(
         "x-claude-code-prev-tool-durations",
         "x-claude-code-request-class",
         "x-saga-deadline-ms",
+        "x-saga-priority",
     }
 )
 contexts = st.dictionaries(
-    st.sampled_from(["session_id", "workflow_id", "parent_id", "final", "deadline_ms", "id"]),
-    ids | st.booleans() | st.integers(),
+    st.sampled_from(
+        ["session_id", "workflow_id", "parent_id", "final", "deadline_ms", "priority", "id"]
+    ),
+    ids | st.booleans() | st.integers() | st.floats(),
     max_size=4,
 )
 header_values = (
@@ -54,6 +57,7 @@ header_values = (
             "Bash=742;Read=9;=;%",
             "auxiliary",
             "9" * 400,
+            "2.5",
         ]
     )
 )
@@ -111,6 +115,7 @@ def test_any_request_has_a_fit_identity(
     assert identity.kind in KINDS
     assert all(duration_us >= 0 for _, duration_us in identity.tools)
     assert identity.deadline_us is None or identity.deadline_us >= 0
+    assert identity.priority is None or MIN_PRIORITY <= identity.priority <= MAX_PRIORITY
 
 
 requests = st.lists(

@@ -129,6 +129,24 @@ def test_what_is_too_long_to_be_read_is_absent(who: Identifier) -> None:
     assert ask(who, {"x-saga-deadline-ms": "-5"}).deadline_us is None
 
 
+@pytest.mark.parametrize(
+    ("value", "priority"),
+    [
+        *[("0.1", 0.1), ("10", 10.0), (" 2.50 ", 2.5), (str(1 / 3), 1 / 3), (0.1, 0.1), (3, 3.0)],
+        *[(value, None) for value in ("0.09", "10.01", "0", "-1", "", "high", "nan", "inf")],
+        *[(value, None) for value in ("1e0", "1_0", "+1", "0x1", "1,5", "٣", "9" * 400)],
+        *[(value, None) for value in (0, 0.09, 11, -1, 10**400, True, None, [1], {"is": 1})],
+    ],
+)
+def test_priorities_that_count(who: Identifier, value: Any, priority: float | None) -> None:
+    assert ask(who, saga={"priority": value}).priority == priority
+    assert ask(who, {"x-saga-context": packed({"priority": value})}).priority == priority
+    if isinstance(value, str):
+        assert ask(who, {"x-saga-priority": value}).priority == priority
+        told = ask(who, {"x-saga-priority": value}, saga={"priority": 4})
+        assert told.priority == (priority or 4.0), "of several places the first that can be read"
+
+
 def test_a_session_is_not_its_own_parent(who: Identifier) -> None:
     told = ask(who, {"x-dynamo-session-id": "s", "x-dynamo-parent-session-id": "s"})
     assert (told.parent, told.workflow) == (None, "s")

@@ -18,6 +18,7 @@ from saga.gateway.locations import (
     count,
     flag,
     identifier,
+    priority,
     reader,
 )
 from saga.gateway.sources import Family
@@ -36,6 +37,7 @@ class Claim(NamedTuple):
     agent_type: str | None = None
     final: bool = False
     deadline_us: int | None = None
+    priority: float | None = None
     compaction: bool = False
 
     def annotated(self, note: Claim) -> Claim:
@@ -45,6 +47,7 @@ class Claim(NamedTuple):
             agent_type=note.agent_type or self.agent_type,
             final=note.final or self.final,
             deadline_us=self.deadline_us if note.deadline_us is None else note.deadline_us,
+            priority=note.priority or self.priority,
         )
 
 
@@ -64,11 +67,12 @@ class Finder:
         self._agent_type = _readers(family.agent_type)
         self._final = _readers(family.final)
         self._deadline_ms = _readers(family.deadline_ms)
+        self._priority = _readers(family.priority)
         self._compaction = _conditions(family.compaction)
         self._when = _conditions(family.when)
         self._tells_no_more = not any(
             (family.annotates, family.agent, family.workflow, family.hint, family.agent_type,
-             family.final, family.deadline_ms, family.compaction)
+             family.final, family.deadline_ms, family.priority, family.compaction)
         )  # fmt: skip
         """Than a session and its parent."""
         self.places = _places(family)
@@ -108,6 +112,7 @@ class Finder:
             agent_type=_read(self._agent_type, request, identifier),
             final=bool(_read(self._final, request, flag)),
             deadline_us=None if deadline_ms is None else deadline_ms * 1_000,
+            priority=_read(self._priority, request, priority),
             compaction=any(holds(request) for holds in self._compaction),
         )
 
@@ -172,7 +177,8 @@ class Places(NamedTuple):
 def _places(family: Family) -> Places:
     told = family.session
     if family.annotates:
-        told += family.workflow + family.agent_type + family.final + family.deadline_ms
+        told += family.workflow + family.agent_type + family.final
+        told += family.deadline_ms + family.priority
     headers, fields, elsewhere = set(), set(), False
     for location in told:
         kind, _, path = location.partition(":")

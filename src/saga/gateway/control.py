@@ -22,7 +22,7 @@ from saga.gateway.discovery import DiscoveryError
 from saga.gateway.errors import GatewayError
 from saga.gateway.fairness import SPANS
 from saga.gateway.graphs import GraphDocument, GraphError, critical_steps, mean_steps, transitions
-from saga.gateway.locations import MAX_ID, identifier
+from saga.gateway.locations import MAX_ID, MAX_PRIORITY, MIN_PRIORITY, identifier
 from saga.gateway.sessions import LiveWorkflow, scoped
 from saga.gateway.ui import snapshot
 from saga.report.learned import learned_graph
@@ -43,6 +43,7 @@ class _Declared(Struct, forbid_unknown_fields=True):
     agent_type: Name | None = None
     mean_steps: Annotated[float, Meta(gt=0, le=100_000)] | None = None
     deadline_ms: Annotated[int, Meta(gt=0, le=10**10)] | None = None
+    priority: Annotated[float, Meta(ge=MIN_PRIORITY, le=MAX_PRIORITY)] | None = None
 
 
 class _Engine(Struct, forbid_unknown_fields=True):
@@ -155,6 +156,7 @@ class Control:
             agent_type=declared.agent_type,
             mean_steps=declared.mean_steps,
             deadline_us=None if declared.deadline_ms is None else declared.deadline_ms * 1_000,
+            priority=declared.priority,
         )
         return 201, _told(workflow)
 

@@ -53,6 +53,8 @@ class Identity(NamedTuple):
     """Tools run since the last step and how long each took, in microseconds."""
     deadline_us: int | None = None
     """From the arrival on."""
+    priority: float | None = None
+    """Of its workflow."""
 
 
 class Asked(NamedTuple):
@@ -195,6 +197,7 @@ class Identifier:
             retry=asked.retry,
             tools=() if durations is None else tool_durations(durations),
             deadline_us=claim.deadline_us,
+            priority=claim.priority,
         )
 
     def _relate(self, tenant: str, session: str, claim: Claim) -> tuple[str, str | None]:

@@ -29,9 +29,13 @@ MAX_ID: Final = 256
 """Characters; a longer id is ignored, since a cut one could be another's."""
 MAX_HEADER: Final = 16_384
 """Characters of a header that holds more than one value; a longer one is ignored."""
+MIN_PRIORITY: Final = 0.1
+MAX_PRIORITY: Final = 10.0
+"""Of workflows: nobody holds up its own for ever, nor jumps its own queue at will."""
 
 _VENDOR: Final = re.compile(r"x-[a-z0-9-]+-session-id")
 _PLAUSIBLE: Final = re.compile(r"[A-Za-z0-9_.:-]{8,}")
+_DECIMAL: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
 HEADERS: Final = {"header": "", "baggage": "baggage", "trace": "traceparent"}
 """Kinds of locations that are in one header, and in which; empty: the one named."""
@@ -98,6 +102,16 @@ def count(value: Scalar) -> int | None:
         value = value.strip()
         return int(value) if value.isascii() and value.isdigit() and len(value) <= 15 else None
     return value if type(value) is int and 0 <= value < 10**15 else None
+
+
+def priority(value: Scalar) -> float | None:
+    """A number from ``MIN_PRIORITY`` to ``MAX_PRIORITY``, also as a decimal text."""
+    if isinstance(value, str):
+        value = value.strip()
+        value = float(value) if _DECIMAL.fullmatch(value) else None
+    if value is None or isinstance(value, bool):
+        return None
+    return float(value) if MIN_PRIORITY <= value <= MAX_PRIORITY else None
 
 
 def _json_header(name: str, keys: Sequence[str]) -> Reader:

@@ -242,6 +242,7 @@ class Sessions:
         agent_type: str | None = None,
         mean_steps: float | None = None,
         deadline_us: int | None = None,
+        priority: float | None = None,
     ) -> LiveWorkflow:
         """A workflow exists from now on; ``deadline_us`` counts from now. One without sessions
         counts as gone like a session that stays away."""
@@ -257,6 +258,7 @@ class Sessions:
                 weight=weight,
                 deadline=None if deadline_us is None else now + deadline_us,
                 mean_steps=mean_steps or self.declared.get(kind),
+                priority=priority or 1.0,
             )
         )
         self._look_again(self._ends(workflow), name)
@@ -283,6 +285,7 @@ class Sessions:
             source=identity.source,
             agent_type=kind,
             deadline_us=identity.deadline_us,
+            priority=identity.priority,
         )
 
     def _make_room(self) -> None:

@@ -34,6 +34,7 @@ class Family:
     agent_type: tuple[str, ...] = ()
     final: tuple[str, ...] = ()
     deadline_ms: tuple[str, ...] = ()
+    priority: tuple[str, ...] = ()
     compaction: tuple[str, ...] = ()
     """Conditions, of which one marks the call that summarises a session."""
     when: tuple[str, ...] = ()
@@ -80,6 +81,11 @@ FAMILIES: Final = (
             f"header:{wire.DEADLINE_HEADER}",
             f"header:{wire.CONTEXT_HEADER}.deadline_ms",
             f"body:{wire.CONTEXT_FIELD}.deadline_ms",
+        ),
+        priority=(
+            f"header:{wire.PRIORITY_HEADER}",
+            f"header:{wire.CONTEXT_HEADER}.priority",
+            f"body:{wire.CONTEXT_FIELD}.priority",
         ),
         annotates=True,
     ),
