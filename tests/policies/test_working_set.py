@@ -57,6 +57,15 @@ def test_the_reserve_is_for_tenants_below_their_share(entitled: float, fits: boo
     assert not admits(overfull, entitled=1e9)
 
 
+@pytest.mark.parametrize(("parent", "fits"), [(None, True), ("root", False)])
+def test_sub_agents_of_a_tenant_with_its_share_leave_room(parent: str | None, fits: bool) -> None:
+    """Else one that forks a hundred of them would take all there is."""
+    ask = request(of=session(parent=parent), prompt=1_100)
+    busy = engine(committed_tokens=7_000, num_sessions=1)
+    assert POLICY.admit(ask, cluster_of(busy)).admit is fits
+    assert POLICY.admit(ask, cluster_of(busy, entitled=1_100)).admit, "it has less than its share"
+
+
 def test_growth_is_what_the_graph_expects() -> None:
     cluster = cluster_of(engine())
     grown = [POLICY.growth_tokens(session(), tokens, cluster) for tokens in (0, 500, 1_100, 9_000)]

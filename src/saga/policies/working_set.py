@@ -37,7 +37,8 @@ class WorkingSet:
     kappa: float = 0.9
     """The rest is for sessions that grow by more than expected."""
     reserve: float = 0.1
-    """Part of the KV capacity, beyond ``kappa``, for tenants that have less than their share."""
+    """Part of the KV capacity, beyond ``kappa``, for tenants that have less than their share. The
+    part before it is not for sub-agents of the others: one workflow may fork very many."""
     patience_s: float = 350.0
     """Usual clients give up after 600."""
     turning: float = 0.05
@@ -56,8 +57,8 @@ class WorkingSet:
     cannot make its deadline."""
 
     def __post_init__(self) -> None:
-        if not (self.kappa > 0 and self.reserve >= 0):
-            raise ValueError("kappa must be above 0 and reserve not below 0")
+        if not 0 <= self.reserve < self.kappa:
+            raise ValueError("reserve must not be below 0, and kappa be above it")
         if not (self.patience_s > 0 and self.turning >= 0):
             raise ValueError("patience_s must be above 0 and turning not below 0")
         if not 0 < self.absent_percentile <= 1:
@@ -139,8 +140,10 @@ class WorkingSet:
         """Tokens, and the part of an engine's memory up to which it may be filled with them."""
         need = request.prompt_tokens
         need += self.growth_tokens(request.session, need, cluster)
-        is_owed = self._is_owed(request.session.workflow.tenant, need, cluster)
-        return need, self.kappa + self.reserve if is_owed else self.kappa
+        if self._is_owed(request.session.workflow.tenant, need, cluster):
+            return need, self.kappa + self.reserve
+        is_root = request.session.parent is None
+        return need, self.kappa if is_root else self.kappa - self.reserve
 
     def _rank(self, session: SessionView, cluster: ClusterView) -> tuple[bool, int, str]:
         """Who keeps memory: those of tenants within their share, and the older ones."""
