@@ -251,3 +251,39 @@ def test_an_engines_early_error_is_its_own_answer() -> None:
                 assert headers["x-tiny"] == "engine"
 
     asyncio.run(scenario())
+
+
+# ---- sessions that give way
+
+
+def test_a_session_that_gives_way_between_steps_is_served_when_there_is_room() -> None:
+    """Two fit with what they began with; the younger one comes back with more than that."""
+    small = {
+        "engines.kv_capacity_tokens": 1_100,
+        "preset": "saga+admission.kappa=1+admission.absent_floor_s=600",
+    }
+
+    def say(session: str, words: int, **options: Any) -> dict[str, Any]:
+        return chat(
+            "word " * words, saga={"workflow_id": session, "session_id": session}, **options
+        )
+
+    async def scenario(live: Live) -> None:
+        url = live.url + CHAT
+        for session in ("old", "young"):
+            declared = {"workflow_id": session, "mean_steps": 1}
+            assert (await fetch(f"{live.url}/v1/saga/workflows", declared))[0] == 201
+            assert (await fetch(url, say(session, 400)))[0] == 200
+        paused = asyncio.create_task(fetch(url, say("young", 1_400, stream=True)))
+        await until_held(live, 1)
+        assert live.told(lambda gateway: gateway.host.scheduler.state.num_pauses) == 1
+        decisions = (await fetch(f"{live.url}/v1/saga/decisions"))[1].decode()
+        assert "have outgrown its KV memory" in decisions
+        done = await fetch(f"{live.url}/v1/saga/workflows/old", method="DELETE")
+        assert done[0] == 200
+        status, data, _ = await paused
+        assert status == 200 and b"[DONE]" in data
+
+    with gateway(engines=1, engine_options={"speed": 20.0}, settings=small) as live:
+        asyncio.run(scenario(live))
+        live.check_nothing_is_lost()

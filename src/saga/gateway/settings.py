@@ -144,8 +144,9 @@ class EngineSettings(Section):
 class QueueSettings(Section):
     max_requests: Count = 10_000
     """Requests that may wait at once."""
-    max_wait_s: Seconds = 300.0
-    """Longest wait for an engine, seconds."""
+    max_wait_s: Seconds = 570.0
+    """Longest wait for an engine, seconds: before SDKs give up (600), they are told to come back.
+    Longer than those who wait for admission have patience (``patience_s``)."""
     max_wait_streaming_s: Seconds = 1800.0
     """The same for streams, which are kept alive meanwhile, seconds."""
 
