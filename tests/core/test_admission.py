@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from saga.config import load_preset
 from saga.core import actions as act
 from saga.core import events as ev
+from saga.core.errors import RangeError
 from saga.core.model import Request, RequestState
 from saga.core.policy import ClusterView, Policies, RequestView, Verdict
 from saga.policies.working_set import WorkingSet
@@ -52,14 +53,21 @@ def test_a_session_goes_on_unless_the_policy_says_otherwise() -> None:
     assert cluster.scheduler.state.num_pauses == 0
 
 
-@pytest.mark.parametrize("name", ["outgrown", "polite"])
-def test_a_session_that_may_not_stay_waits_like_a_newcomer(name: str) -> None:
+def test_a_session_that_may_not_stay_waits_like_a_newcomer() -> None:
     cluster = FakeCluster(bundle(Obeys()))
-    cluster.ask("stranger", tenant="other")
-    outside = returning(cluster, name)
+    outside = returning(cluster, "outgrown")
     assert outside.state is RequestState.RUNNING, "let in again at once: nothing else was asked"
     assert outside.session.admitted_at == cluster.now
     assert cluster.scheduler.state.num_pauses == 1
+
+
+def test_who_gives_way_stands_back_until_the_other_one_is_in_or_gone() -> None:
+    cluster = FakeCluster(bundle(Obeys()))
+    stranger = cluster.ask("stranger", tenant="other")
+    polite = returning(cluster, "polite")
+    assert polite in cluster.scheduler.unadmitted
+    cluster.tell(ev.RequestCancelled(at=cluster.now, request=stranger))
+    assert polite.state is RequestState.RUNNING
 
 
 def test_a_paused_session_leaves_the_working_set_and_its_kv_goes_first() -> None:
@@ -161,3 +169,94 @@ def test_everybody_is_served_in_the_end(prompts: list[int], patience_s: float) -
             if not session.requests:
                 cluster.tell(ev.WorkflowDone(at=cluster.now, workflow=session.workflow.id))
         assert len(cluster.scheduler.state.requests) < before
+
+
+# ---- turns that are worth their price
+
+
+PATIENT = WorkingSet(kappa=1.0, reserve=0.0, patience_s=10.0, turning=1.0)
+
+
+def full_house(cluster: FakeCluster, sizes: dict[str, int], *, each: bool = False) -> None:
+    """Sessions in their tools, whose contexts together leave no room for growth."""
+    for name, tokens in sizes.items():
+        cluster.finish(cluster.ask(name, tokens, tenant=name if each else "tenant"), tool="shell")
+
+
+def test_who_gave_way_does_not_go_before_whom_it_gave_way_to() -> None:
+    """Though its deadline would put it first: the room would be used by whom it was taken from."""
+    cluster = FakeCluster(bundle(PATIENT))
+    cluster.tell(ev.WorkflowSubmitted(at=0, workflow="urgent", tenant="tenant", deadline=10**9))
+    full_house(cluster, {"urgent": 60_000})
+    waits = told(cluster, cluster.ask("waits", 60_000))
+    assert waits in cluster.scheduler.unadmitted
+    cluster.advance(4 * SECOND)
+    cluster.finish(cluster.ask("urgent", 60_000), tool="shell")
+    assert waits in cluster.scheduler.unadmitted, "its patience is not over"
+    cluster.advance(4 * SECOND)
+    cluster.finish(cluster.ask("urgent", 60_000), tool="shell")
+    cluster.advance(4 * SECOND)
+    urgent = told(cluster, cluster.ask("urgent", 60_000))
+    assert (waits.state, urgent.state) == (RequestState.RUNNING, RequestState.QUEUED)
+    assert cluster.scheduler.state.num_pauses == 1
+
+
+def test_room_for_a_large_one_adds_up() -> None:
+    """Those that gave way for it stand back, whichever tenant they are of."""
+    cluster = FakeCluster(bundle(PATIENT))
+    names = "abcdef"
+    full_house(cluster, dict.fromkeys(names, 13_000), each=True)
+    large = told(cluster, cluster.ask("large", 50_000, tenant="large"))
+    rounds = 0
+    while large in cluster.scheduler.unadmitted and rounds < 12:
+        name = names[rounds % len(names)]
+        if not cluster.scheduler.state.sessions[name].requests:
+            cluster.advance(2 * SECOND)
+            request = told(cluster, cluster.ask(name, 13_100))
+            if request.state is RequestState.RUNNING:
+                cluster.finish(request.id, tool="shell")
+        rounds += 1
+    assert large.state is RequestState.RUNNING
+    cluster.settle()
+    assert not cluster.scheduler.state.requests, "nobody stands back for ever"
+
+
+def test_parents_do_not_hold_the_memory_that_their_sub_agents_wait_for() -> None:
+    cluster = FakeCluster(bundle(WorkingSet(kappa=1.0, reserve=0.1, absent_floor_s=3_600.0)))
+    full_house(cluster, dict.fromkeys("abcd", 22_000))
+    for name in "abcd":
+        child = ev.SessionOpened(at=cluster.now, session=f"{name}/sub", workflow=name, parent=name)
+        cluster.tell(child)
+    children = [told(cluster, cluster.ask(f"{name}/sub", 15_000)) for name in "abcd"]
+    assert [child.state for child in children] == [RequestState.RUNNING] * 4
+
+
+def test_lineages_in_a_circle_end() -> None:
+    cluster = FakeCluster(bundle(WorkingSet(kappa=1.0, reserve=0.0)))
+    full_house(cluster, {"full": 95_000})
+    cluster.tell(ev.WorkflowSubmitted(at=0, workflow="w", tenant="tenant"))
+    for name, parent in (("one", "two"), ("two", "one")):
+        cluster.tell(ev.SessionOpened(at=0, session=name, workflow="w", parent=parent))
+    assert told(cluster, cluster.ask("one", 50_000)) in cluster.scheduler.unadmitted
+
+
+def test_an_engine_that_is_open_again_takes_what_was_pinned_to_it() -> None:
+    cluster = FakeCluster("saga+fairness=null")
+    cluster.tell(ev.EngineDraining(at=0, engine="engine-0"))
+    for event in (
+        ev.WorkflowSubmitted(at=0, workflow="w", tenant="t"),
+        ev.SessionOpened(at=0, session="s", workflow="w"),
+        ev.RequestArrived(at=0, request="r", session="s", prompt_tokens=100, engine="engine-0"),
+    ):
+        cluster.tell(event)
+    cluster.engine_up("engine-0")
+    assert told(cluster, "r").state is RequestState.RUNNING
+
+
+@pytest.mark.parametrize("wrong", [{"priority": 0.0}, {"priority": float("nan")}, {"weight": 0.0}])
+def test_numbers_that_cannot_be_meant_are_refused(wrong: dict[str, float]) -> None:
+    cluster = FakeCluster("saga")
+    with pytest.raises(RangeError, match="must be above 0"):
+        cluster.tell(ev.WorkflowSubmitted(at=5, workflow="w", tenant="t", **wrong))  # type: ignore[arg-type]
+    assert not cluster.scheduler.state.workflows
+    assert cluster.scheduler.state.now == 0

@@ -395,3 +395,28 @@ def test_nobody_gives_way_on_an_engine_that_drains_or_without_memory() -> None:
     assert not outstays(here, returned, first=newcomer(), now_s=101.0)
     returned.session.assigned = None
     assert not outstays(here, returned, first=newcomer(), now_s=101.0)
+
+
+def test_a_tenant_that_has_the_cluster_to_itself_takes_turns_however_much_it_expects() -> None:
+    here = engine(committed_tokens=9_000)
+    returned, lone = back(1_000, on=here), Tenant(id="t", committed_tokens=90_000)
+    returned.session.workflow.tenant.committed_tokens = 90_000
+    first = newcomer(tenant=lone)
+    assert outstays(here, returned, first=first, now_s=101.0, entitled=10_000.0)
+    assert not outstays(here, returned, first=first, now_s=101.0, entitled=9_999.0)
+
+
+def test_nobody_gives_way_to_its_own_kin() -> None:
+    here = engine(committed_tokens=9_000)
+    returned = back(1_000, on=here)
+    child = request("child", of=session("child", of=returned.session.workflow), prompt=1_100)
+    assert not outstays(here, returned, first=child, now_s=200.0)
+
+
+def test_on_an_engine_that_drains_a_session_is_a_newcomer() -> None:
+    here = engine("here")
+    returned = back(1_100, on=here)
+    here.draining = True
+    full = engine("full", committed_tokens=9_000, num_sessions=1)
+    assert not POLICY.stay(returned, cluster_of(full)).admit
+    assert POLICY.stay(returned, cluster_of(engine("empty"))).admit

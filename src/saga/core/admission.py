@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from saga.core.deadlines import Deadlines
 from saga.core.fairness import ServiceLedger
-from saga.core.model import ClusterState, Request, RequestState, Session
+from saga.core.model import ClusterState, Request, RequestState, Session, SessionState
 from saga.core.policy import AdmissionPolicy, Policies
 from saga.core.queues import FairQueue
 from saga.core.session_kv import SessionKV
@@ -45,6 +45,8 @@ class Admission:
     def wait(self, request: Request) -> None:
         """Its session may not use memory now."""
         key = self._ordering.key(request, self._view)
+        if request.gave_way_to is not None:
+            key = max(key, self._ordering.key(request.gave_way_to, self._view))
         self.deadlines.enter(request, key)
         self.queue.push(request, key)
 
@@ -60,6 +62,7 @@ class Admission:
             verdict = policy.outstay(request, first, self._view)
             if not verdict.admit:
                 self._give_way(session)
+                request.gave_way_to = first
         if verdict.admit:
             return False
         request.reason = verdict.reason
@@ -100,8 +103,34 @@ class Admission:
         """The first that may start now. One that does not fit yet lets others by, who use up their
         lead over it by that."""
         for head in self.queue.first(NUM_ASKED):
+            if self._stands_back(head):
+                continue
             verdict = policy.admit(head, self._view)
+            if not verdict.admit and self._excuse_ancestors(head.session):
+                verdict = policy.admit(head, self._view)
             if verdict.admit:
                 return head
             head.reason = verdict.reason
         return None
+
+    def _stands_back(self, head: Request) -> bool:
+        """Whether it leaves the room to whom it gave way: until that one is in, or it has waited
+        half as long itself."""
+        first, now = head.gave_way_to, self._state.now
+        if first is None or first not in self.queue:
+            return False
+        return 2 * (now - head.arrived) < now - first.arrived
+
+    def _excuse_ancestors(self, session: Session) -> bool:
+        """Those who wait for a session that is not in will not be back before it, and need not
+        count as memory: else both could wait for each other."""
+        sessions, any_excused = session.workflow.sessions, False
+        for _ in range(len(sessions)):  # clients may claim circles
+            parent = sessions.get(session.parent or "")
+            if parent is None:
+                break
+            session = parent
+            if session.state is SessionState.ACTING and session.assigned is not None:
+                self._kv.assign(session, None, 0)
+                any_excused = True
+        return any_excused

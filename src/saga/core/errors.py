@@ -17,6 +17,10 @@ class DuplicateIdError(CoreError):
     """An id that is in use was introduced again."""
 
 
+class RangeError(CoreError):
+    """A number that cannot be meant."""
+
+
 class LifecycleError(CoreError):
     """A move that is not in the tables of ``model``."""
 

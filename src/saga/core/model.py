@@ -206,6 +206,8 @@ class Request:
     """What its tenant was charged at dispatch, replaced by the real one at the end."""
     share: float = 1.0
     """Its tenant's when it was charged."""
+    gave_way_to: Request | None = None
+    """Who gets the memory that its session had."""
     move_kv: bool = False
     """Whether its session's KV should follow it to ``engine``."""
     reason: str = ""
@@ -241,7 +243,7 @@ class Engine:
     """Unfinished sessions assigned here."""
     resident_tokens: int = 0
     """KV here of unfinished sessions, as far as the scheduler was told."""
-    turns: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=256))
+    turns: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=1024))
     """When sessions gave way to waiting ones, and the GPU time of computing their context again."""
     idle_since: int | None = 0
     """Since when it has neither queued nor dispatched work; None while it has."""

@@ -13,7 +13,7 @@ from typing import Any
 from saga.core import actions as act
 from saga.core import events as ev
 from saga.core.admission import Admission
-from saga.core.errors import ClockError, DuplicateIdError, UnknownIdError
+from saga.core.errors import ClockError, DuplicateIdError, RangeError, UnknownIdError
 from saga.core.fairness import ServiceLedger
 from saga.core.graph import GraphStore, RemainingWork
 from saga.core.model import (
@@ -109,7 +109,7 @@ class Scheduler:
         self.state.now = event.at
         try:
             self._handlers[type(event)](event)
-        except (UnknownIdError, DuplicateIdError):
+        except (UnknownIdError, DuplicateIdError, RangeError):
             self.state.now = before
             raise
         self.story.append(event)
@@ -128,6 +128,7 @@ class Scheduler:
             raise DuplicateIdError(f"engine {event.engine!r} is up already")
         if engine is not None:
             engine.draining = False
+            self._stir(engine)  # something pinned may have come meanwhile
         else:
             engine = Engine(
                 id=event.engine,
@@ -208,6 +209,11 @@ class Scheduler:
     def _workflow_submitted(self, event: ev.WorkflowSubmitted) -> None:
         if event.workflow in self.state.workflows:
             raise DuplicateIdError(f"workflow {event.workflow!r} exists already")
+        if not (event.priority > 0 and event.weight > 0):
+            raise RangeError(
+                f"workflow {event.workflow!r} has priority {event.priority} and weight "
+                f"{event.weight}: both must be above 0"
+            )
         tenant = self.state.tenants.get(event.tenant)
         if tenant is None:
             tenant = self.state.tenants[event.tenant] = Tenant(id=event.tenant)

@@ -78,7 +78,7 @@ class WorkingSet:
     def stay(self, request: RequestView, cluster: ClusterView) -> Verdict:
         session = request.session
         engine = session.assigned or session.home
-        if engine is None:
+        if engine is None or engine.draining:
             return self.admit(request, cluster)
         need = request.prompt_tokens + request.expected_output_tokens
         taken = engine.committed_tokens - session.committed_tokens
@@ -100,7 +100,8 @@ class WorkingSet:
             or not self._had_turn(session, cluster)
         ):
             return Verdict(True, "its turn is not over")
-        if not self._is_due(first.session.workflow.tenant, session.workflow.tenant, cluster):
+        kin = first.session.workflow is session.workflow
+        if kin or not self._is_due(first.session.workflow.tenant, session.workflow.tenant, cluster):
             return Verdict(True, "those who wait have their share of memory")
         in_hurry = waited > HURRY
         if not in_hurry and self._cheapest(engine, cluster) is not session:
@@ -151,8 +152,11 @@ class WorkingSet:
         return self._is_over(workflow.tenant, cluster), workflow.ranked_at, session.id
 
     def _is_over(self, tenant: TenantView, cluster: ClusterView) -> bool:
-        """Whether it has more memory than its share, some of which is for growth."""
-        return self.kappa * tenant.committed_tokens > cluster.entitled_tokens(tenant)
+        """Whether it has more memory than its share, some of which is for growth, and not all."""
+        entitled = cluster.entitled_tokens(tenant)
+        if self.kappa * tenant.committed_tokens <= entitled:
+            return False
+        return entitled < sum(engine.kv_capacity_tokens for engine in cluster.engines)
 
     def _is_owed(self, tenant: TenantView, need: int, cluster: ClusterView) -> bool:
         """Whether its working set stays within its share of the memory."""
