@@ -1,6 +1,7 @@
 """Who is let in, who has to wait again after a tool, and what becomes of its memory."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -254,9 +255,9 @@ def test_an_engine_that_is_open_again_takes_what_was_pinned_to_it() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"priority": 0.0}, {"priority": float("nan")}, {"weight": 0.0}])
-def test_numbers_that_cannot_be_meant_are_refused(wrong: dict[str, float]) -> None:
+def test_numbers_that_cannot_be_meant_are_refused(wrong: dict[str, Any]) -> None:
     cluster = FakeCluster("saga")
     with pytest.raises(RangeError, match="must be above 0"):
-        cluster.tell(ev.WorkflowSubmitted(at=5, workflow="w", tenant="t", **wrong))  # type: ignore[arg-type]
+        cluster.tell(ev.WorkflowSubmitted(at=5, workflow="w", tenant="t", **wrong))
     assert not cluster.scheduler.state.workflows
     assert cluster.scheduler.state.now == 0
